@@ -1,0 +1,167 @@
+"""Files on any file system that fsspec knows: written aside and renamed, so that a reader sees a whole file or none.
+
+A location is a local path or a URL (`s3://…`). On a local file system a file is written beside its place and renamed;
+on an object store it is written here and put in one request, which is atomic there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import xxhash
+from fsspec.implementations.local import LocalFileSystem
+
+from factory.engine.errors import FactoryError
+
+TEMPORARY = ".tmp"
+
+
+def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a location and the path in it."""
+    try:
+        return fsspec.url_to_fs(url)  # type: ignore[no-any-return]
+    except (ValueError, ImportError) as error:
+        raise FactoryError(f"{url}: cannot open this kind of location: {error}") from error
+
+
+def is_local(url: str) -> bool:
+    return isinstance(locate(url)[0], LocalFileSystem)
+
+
+def join(url: str, *parts: str) -> str:
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    fs, path = locate(url)
+    return bool(fs.exists(path))
+
+
+def make_folder(url: str) -> None:
+    """Create a folder and its parents; FactoryError names the folder where that is not allowed."""
+    fs, path = locate(url)
+    try:
+        fs.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise FactoryError(
+            f"{url}: cannot write to this folder ({error.strerror or error}): choose another with --out or FACTORY_RUNS"
+        ) from error
+
+
+def read_bytes(url: str) -> bytes:
+    fs, path = locate(url)
+    with fs.open(path, "rb") as file:
+        return bytes(file.read())
+
+
+def read_json(url: str) -> Any:
+    return json.loads(read_bytes(url))
+
+
+@contextlib.contextmanager
+def aside(url: str, first_wins: bool = False) -> Iterator[str]:
+    """A local path to write to, which becomes `url` when the block ends well, and is removed when it does not.
+
+    With `first_wins` a file that is already there stays: of two workers that did the same task, one commits.
+    """
+    fs, path = locate(url)
+    local = isinstance(fs, LocalFileSystem)
+    folder, name = os.path.split(path) if local else (tempfile.gettempdir(), os.path.basename(path))
+    if local:
+        os.makedirs(folder, exist_ok=True)
+    scratch = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        yield scratch
+        if not local:
+            if not (first_wins and fs.exists(path)):
+                fs.put_file(scratch, path)
+        elif first_wins:
+            with contextlib.suppress(FileExistsError):
+                os.link(scratch, path)
+        else:
+            os.replace(scratch, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(url) from error
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(scratch)
+
+
+def disk_full(url: str) -> FactoryError:
+    return FactoryError(f"{url}: the disk is full: free some space or choose another folder with --out, then run again")
+
+
+def write_atomic(url: str, data: bytes | str, first_wins: bool = False) -> None:
+    """Write a whole small file."""
+    with aside(url, first_wins) as scratch, open(scratch, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(url: str, value: Any, first_wins: bool = False) -> None:
+    write_atomic(url, json.dumps(value, indent=1, ensure_ascii=False) + "\n", first_wins)
+
+
+def share(source: str, target: str) -> None:
+    """Give a finished file a second name: a hard link where the file system has them, a copy elsewhere."""
+    fs, path = locate(source)
+    if isinstance(fs, LocalFileSystem):
+        target_path = locate(target)[1]
+        os.makedirs(os.path.dirname(target_path), exist_ok=True)
+        if os.path.exists(target_path) and os.path.samefile(path, target_path):
+            return
+        with aside(target) as scratch:
+            try:
+                os.link(path, scratch)
+            except OSError:
+                shutil.copyfile(path, scratch)
+    else:
+        fs.copy(path, locate(target)[1])
+
+
+def remove_tree(url: str) -> None:
+    fs, path = locate(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def remove_leftovers(url: str) -> None:
+    """Remove what killed writers left aside below a folder. Only the run that owns the folder may call it."""
+    fs, path = locate(url)
+    if isinstance(fs, LocalFileSystem):
+        for folder, _, names in os.walk(path):
+            for name in names:
+                if name.endswith(TEMPORARY):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(os.path.join(folder, name))
+
+
+def digest(value: Any) -> str:
+    """xxh3-128 of a value's canonical JSON: equal values, equal digests, on any machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def file_identity(url: str, name: str) -> dict[str, Any]:
+    """Who an input file is: its name below the glob's root, its size, xxh3 of its first and last 64 KiB.
+
+    Neither time nor folder: a copy on another machine is the same input.
+    """
+    fs, path = locate(url)
+    size = int(fs.size(path))
+    edge = 1 << 16
+    with fs.open(path, "rb") as file:
+        head = file.read(edge)
+        file.seek(max(0, size - edge))
+        tail = file.read(edge)
+    return {"path": name, "bytes": size, "edges": xxhash.xxh3_128_hexdigest(head + tail)}

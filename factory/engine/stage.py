@@ -1,0 +1,142 @@
+"""What a stage is: a run of steps fused into one pass over a shard, one read and one write.
+
+The plan makes it, stage.json tells it to the workers, `factory.engine.task` takes one shard through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from factory.engine import files, shard
+from factory.engine.recipe import make_step
+from factory.engine.step import Context, Filter, Gather, Map, Memo, Regroup, Split, Step
+
+FAILED = pa.schema(
+    [("id", pa.string()), ("step", pa.string()), ("error", pa.string()), ("place", pa.string()), ("data", pa.binary())]
+)
+DROPPED_FIRST = [("step", pa.string()), ("reason", pa.string())]
+DROPPED_LAST = [("kept_id", pa.string()), ("pair_id", pa.string()), ("similarity", pa.float32())]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A step as stage.json tells it: its number in the recipe (from 1), its name, its options."""
+
+    number: int
+    use: str
+    options: dict[str, Any]
+
+    def build(self) -> Step:
+        return make_step(self.use, self.options, f"step {self.number} ({self.use})")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as resolved by the plan: all that a worker needs, apart from the number of its shard."""
+
+    key: str
+    number: int
+    folder: str
+    root: str
+    entries: list[Entry]
+    applied: Entry | None
+    """The Gather before this stage, whose decisions its shards apply."""
+    emits: Entry | None
+    """The Gather after this stage, to which its shards contribute."""
+    emitted: str
+    partitions: int
+    inputs: list[str]
+    """Shards of the stage before; empty where the stage begins with a Source."""
+    splits: list[Split]
+    before: str
+    after: str
+    dropped: str
+    """The schemas of the rows that come in, go out, and are dropped, packed."""
+    shard_bytes: int
+    cut: bool
+    annotate: bool
+    dropped_policy: str
+    decisions: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> int:
+        return len(self.splits) or len(self.inputs)
+
+    def save(self) -> None:
+        files.write_json(files.join(self.folder, "stage.json"), dataclasses.asdict(self))
+
+    @staticmethod
+    def load(folder: str) -> Stage:
+        table = files.read_json(files.join(folder, "stage.json"))
+        for name in ("applied", "emits"):
+            table[name] = Entry(**table[name]) if table[name] else None
+        table["entries"] = [Entry(**e) for e in table["entries"]]
+        table["splits"] = [Split(**s) for s in table["splits"]]
+        return Stage(**table)
+
+    def output(self, kind: str, number: int, part: int = 0) -> str:
+        """Where a task writes its rows, dropped or failed, relative to the stage's folder."""
+        return files.join(kind, f"{number // 1000:04d}", f"{number:07d}-{part:04d}.parquet")
+
+    def context(self) -> Context:
+        return Context(self.root, self.artifacts)
+
+
+def annotation(use: str, what: str) -> str:
+    """The column in which `run --annotate` writes what a step says: `gopher_reason`, `gopher_repetition_…`."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.split(r"[.:]", use)[-1]).lower()
+    return f"{name}_{what}"
+
+
+def annotations(use: str, step: Step, schema: pa.Schema) -> list[pa.Field]:
+    """The columns that a step adds in an annotated run. Their types are those of its measures of no rows."""
+    if isinstance(step, Gather):
+        return [pa.field(annotation(use, name), type_) for name, type_ in [("reason", pa.string()), *DROPPED_LAST]]
+    fields = []
+    if isinstance(step, Filter):
+        empty = schema.empty_table().to_batches()
+        batch = empty[0] if empty else pa.RecordBatch.from_pylist([], schema=schema)
+        fields = [pa.field(annotation(use, n), a.type) for n, a in step.measures(batch, Memo(0)).items()]
+    if isinstance(step, Filter | Map):
+        fields.append(pa.field(annotation(use, "reason"), pa.string()))
+    return fields
+
+
+class Opened:
+    """The steps of a stage, built and opened once a worker."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.steps = [entry.build() for entry in stage.entries]
+        self.emits = stage.emits.build() if stage.emits else None
+        for step in self.all():
+            step.open(stage.context())
+
+    def all(self) -> list[Step]:
+        return [*self.steps, *([self.emits] if self.emits else [])]
+
+    def warm(self) -> None:
+        """Compile every kernel of the stage, on no rows, so that the next workers find them in the cache."""
+        batch = pa.RecordBatch.from_pylist([], schema=shard.unpack_schema(self.stage.before))
+        memo = Memo(0)
+        for step in self.steps:
+            if isinstance(step, Filter):
+                step(batch, memo)
+            elif isinstance(step, Map | Regroup):
+                result = step(batch, memo) if isinstance(step, Map) else step.prepare(batch, memo)
+                batch = result if isinstance(result, pa.RecordBatch) else result.batch
+                if isinstance(step, Regroup):
+                    return
+        if isinstance(self.emits, Gather):
+            self.emits.emit(batch, memo, np.empty(0, np.uint64))
+
+    def close(self) -> None:
+        for step in self.all():
+            step.close()

@@ -1,0 +1,360 @@
+"""One shard through one stage: the worker's side. Batches flow through the steps, and every row is accounted for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from factory.engine import files, gather, shard
+from factory.engine.guard import Guard, Suspicion
+from factory.engine.outputs import Outputs, Rows, thin
+from factory.engine.receipt import Meter, StepCount, receipt_path, steps_to_json, totals
+from factory.engine.stage import FAILED, Entry, Opened, annotation
+from factory.engine.step import Failure, Filter, Gather, Map, Memo, Regroup, Seam, Source, Step
+
+BATCH_BYTES = 16 << 20
+FAILED_BYTES = 64 << 10
+
+Progress = Callable[[int, int], None]
+"""Called with rows and bytes read since the last call."""
+
+
+class StageTask:
+    """One shard through one stage."""
+
+    def __init__(self, opened: Opened, number: int, guard: Guard, progress: Progress) -> None:
+        self.opened, self.stage, self.number = opened, opened.stage, number
+        self.guard, self.progress = guard, progress
+        self.counts: list[StepCount] = []
+        self.bytes_in = 0
+        self.seam: Seam | None = None
+        self.batch_number = 0
+        self.dropped: Rows | None = None
+        self.failed: Rows | None = None
+        self.emissions: list[dict[str, np.ndarray]] = []
+
+    def run(self) -> None:
+        """Do the work and commit it: shards first, then what is emitted, the receipt last."""
+        stage = self.stage
+        if files.exists(receipt_path(stage.folder, self.number)):
+            if stage.emits and not files.exists(gather.emitted_done(stage.emitted, self.number)):
+                self._emit_again()
+            return
+        meter = Meter()
+        self.dropped = Rows(stage.folder, stage.output("dropped", self.number), shard.unpack_schema(stage.dropped))
+        self.failed = Rows(stage.folder, stage.output("failed", self.number), FAILED)
+        writers = Outputs(stage, self.number)
+        try:
+            for batch, memo in self._pipeline():
+                self._write(writers, batch, memo)
+            outputs = writers.close()
+            extra = [rows.close() for rows in (self.dropped, self.failed)]
+        finally:
+            for rows in (writers, self.dropped, self.failed):
+                rows.abandon()
+        if stage.emits:
+            gather.write_emitted(stage.emitted, self.number, self._emitted(), stage.partitions)
+        source = stage.splits[self.number] if stage.splits else None
+        receipt = {
+            "stage": stage.key,
+            "stage_number": stage.number,
+            "shard": self.number,
+            "input": f"{source.path}:{source.start}-{source.end}" if source else stage.inputs[self.number],
+            **totals(self.counts),
+            "bytes_in": self.bytes_in,
+            "bytes_out": sum(o["bytes"] for o in outputs),
+            **meter.read(),
+            "steps": steps_to_json(self.counts),
+            "outputs": outputs,
+            "dropped": extra[0],
+            "failed": extra[1],
+            "seam": [self.seam.first, self.seam.last] if self.seam else None,
+        }
+        files.write_json(receipt_path(stage.folder, self.number), receipt, first_wins=True)
+
+    # The pipeline: batches flow through Maps and Filters with their memo; a Regroup joins them into a stream.
+
+    def _pipeline(self) -> Iterator[tuple[pa.RecordBatch, Memo]]:
+        stream: Iterator[tuple[pa.RecordBatch, Memo]] = self._read()
+        steps = self.opened.steps
+        first = 1 if steps and isinstance(steps[0], Source) else 0
+        for entry, step in list(zip(self.stage.entries, steps, strict=True))[first:]:
+            count = StepCount(entry.number, entry.use)
+            self.counts.append(count)
+            if isinstance(step, Regroup):
+                stream = self._regroup(stream, step, count)
+            else:
+                stream = self._through(stream, step, count)
+        return stream
+
+    def _read(self) -> Iterator[tuple[pa.RecordBatch, Memo]]:
+        stage = self.stage
+        if stage.splits:
+            count = StepCount(stage.entries[0].number, stage.entries[0].use)
+            self.counts.append(count)
+            return self._read_source(count)
+        entry = stage.applied or Entry(0, "read", {})
+        count = StepCount(entry.number, entry.use)
+        self.counts.append(count)
+        return self._read_shard(count)
+
+    def _read_source(self, count: StepCount) -> Iterator[tuple[pa.RecordBatch, Memo]]:
+        source = self.opened.steps[0]
+        assert isinstance(source, Source)
+        schema = shard.unpack_schema(self.stage.before)
+        begun = time.process_time()
+        for item in source.read(self.stage.splits[self.number]):
+            if isinstance(item, Seam):
+                self.seam = item
+            elif isinstance(item, Failure):
+                count.rows_in += 1
+                count.failed += 1
+                self._write_failures(count.use, [item])
+            else:
+                for batch in shard.rebatch(iter([shard.conform(item, schema)]), BATCH_BYTES):
+                    size = int(shard.row_bytes(batch).sum())
+                    count.rows_in += batch.num_rows
+                    count.kept += batch.num_rows
+                    count.bytes_in += size
+                    self.bytes_in += size
+                    count.cpu_seconds += time.process_time() - begun
+                    self.batch_number += 1
+                    yield batch, Memo(batch.num_rows)
+                    self.progress(batch.num_rows, size)
+                    begun = time.process_time()
+        count.cpu_seconds += time.process_time() - begun
+
+    def _read_shard(self, count: StepCount) -> Iterator[tuple[pa.RecordBatch, Memo]]:
+        stage = self.stage
+        applied = None
+        if stage.decisions:
+            applied = gather.read_decisions(stage.decisions, self.number, len(stage.inputs))
+        row = 0
+        for batch in shard.read_batches(stage.inputs[self.number], shard.unpack_schema(stage.before)):
+            begun = time.process_time()
+            size = int(shard.row_bytes(batch).sum())
+            memo = Memo(batch.num_rows)
+            count.rows_in += batch.num_rows
+            count.bytes_in += size
+            self.bytes_in += size
+            if applied is not None:
+                batch = self._apply(batch, memo, applied, row, count)
+            row += batch.num_rows
+            count.kept += int(memo.alive.sum())
+            count.cpu_seconds += time.process_time() - begun
+            self.batch_number += 1
+            yield batch, memo
+            self.progress(batch.num_rows, size)
+
+    def _apply(
+        self, batch: pa.RecordBatch, memo: Memo, applied: gather.Applied, row: int, count: StepCount
+    ) -> pa.RecordBatch:
+        """Drop the rows that the Gather before this stage decided on."""
+        assert self.stage.applied is not None
+        mine = np.flatnonzero((applied.rows >= row) & (applied.rows < row + batch.num_rows))
+        where = applied.rows[mine] - row
+        mask = np.zeros(batch.num_rows, np.bool_)
+        mask[where] = True
+        order = pa.array(mine[np.argsort(where, kind="stable")])
+        more: dict[str, pa.Array] = {
+            "reason": pa.array([self.stage.applied.build().reason] * len(mine), pa.string()),  # type: ignore[attr-defined]
+            "kept_id": applied.kept_id.take(order),
+            "pair_id": applied.pair_id.take(order),
+            "similarity": pa.array(applied.similarity).take(order),
+        }
+        if self.stage.annotate:
+            at = np.full(batch.num_rows, -1)
+            at[np.flatnonzero(mask)] = np.arange(len(mine))
+            take = pa.array(at, mask=at < 0)
+            for name, column in more.items():
+                batch = batch.append_column(annotation(self.stage.applied.use, name), column.take(take))
+            return batch
+        self._write_dropped(count, batch, mask, more)
+        memo.alive &= ~mask
+        return batch
+
+    def _through(
+        self, stream: Iterator[tuple[pa.RecordBatch, Memo]], step: Step, count: StepCount
+    ) -> Iterator[tuple[pa.RecordBatch, Memo]]:
+        """A Map or a Filter, and the bookkeeping of what it drops and fails."""
+        assert isinstance(step, Map | Filter)
+        for batch, memo in stream:
+            begun = time.process_time()
+            alive = memo.alive.copy()
+            count.rows_in += int(alive.sum())
+            count.bytes_in += _text_bytes(batch, alive)
+            outcome = self.guard(step, batch, memo, count.number, self.batch_number, step.rows_a_call)
+            memo, result = outcome.memo, outcome.batch
+            failed = [(row, why) for row, why in outcome.failed if alive[row]]
+            self._fail(count, batch, failed)
+            if outcome.errors is not None:
+                errors = pc.fill_null(outcome.errors, "").to_pylist()
+                bad = [(row, errors[row]) for row in np.flatnonzero(pc.is_valid(outcome.errors)) if memo.alive[row]]
+                self._fail(count, outcome.given, [(int(row), why) for row, why in bad])
+                memo.alive[[row for row, _ in bad]] = False
+            if self.stage.annotate:
+                if isinstance(step, Filter):
+                    for name, column in step.measures(result, memo).items():
+                        result = result.append_column(annotation(count.use, name), column)
+                said = pa.nulls(result.num_rows, pa.string()) if outcome.reasons is None else outcome.reasons
+                result = result.append_column(annotation(count.use, "reason"), said.cast(pa.string()))
+            elif outcome.reasons is not None:
+                mask = pc.is_valid(outcome.reasons).to_numpy(zero_copy_only=False) & memo.alive
+                shown = outcome.given
+                for name in result.schema.names:
+                    if name not in shown.schema.names:
+                        shown = shown.append_column(name, result.column(name))
+                said = outcome.reasons.filter(pa.array(mask)).cast(pa.string())
+                self._write_dropped(count, shown, mask, {"reason": said})
+                memo.alive &= ~mask
+            count.kept += int(memo.alive.sum())
+            count.cpu_seconds += time.process_time() - begun
+            yield result, memo
+
+    def _regroup(
+        self, stream: Iterator[tuple[pa.RecordBatch, Memo]], step: Regroup, count: StepCount
+    ) -> Iterator[tuple[pa.RecordBatch, Memo]]:
+        def prepared() -> Iterator[pa.RecordBatch]:
+            for batch, memo in stream:
+                begun = time.process_time()
+                alive = memo.alive.copy()
+                count.rows_in += int(alive.sum())
+                count.bytes_in += _text_bytes(batch, alive)
+                outcome = self.guard(step.prepare, batch, memo, count.number, self.batch_number, step.rows_a_call)
+                self._fail(count, batch, [(row, why) for row, why in outcome.failed if alive[row]])
+                count.consumed += int(outcome.memo.alive.sum())
+                count.cpu_seconds += time.process_time() - begun
+                yield _living(outcome.batch, outcome.memo)
+
+        for batch in step(prepared()):
+            count.made += batch.num_rows
+            count.kept += batch.num_rows
+            yield batch, Memo(batch.num_rows)
+
+    # What leaves the pipeline.
+
+    def _write(self, writers: Outputs, batch: pa.RecordBatch, memo: Memo) -> None:
+        if self.stage.emits:
+            batch, memo = self._emit(batch, memo, writers.rows)
+        writers.write(_living(batch, memo))
+
+    def _emit(self, batch: pa.RecordBatch, memo: Memo, row: int) -> tuple[pa.RecordBatch, Memo]:
+        step, entry = self.opened.emits, self.stage.emits
+        assert isinstance(step, Gather) and entry is not None
+
+        def call(part: pa.RecordBatch, part_memo: Memo) -> pa.Array:
+            found.append(step.emit(part, part_memo, _documents(self.number, row, part_memo)))
+            return pa.nulls(part.num_rows, pa.string())
+
+        found: list[dict[str, np.ndarray]] = []
+        outcome = self.guard(call, batch, memo, entry.number, self.batch_number, None)
+        if outcome.failed or len(found) > 1:
+            # Rows left, so the rest are numbered anew.
+            failed = [(bad, why) for bad, why in outcome.failed if memo.alive[bad]]
+            count = self.counts[-1]
+            count.kept -= len(failed)
+            self._fail(count, batch, failed, entry.use)
+            batch, memo = outcome.given, outcome.memo
+            found = [step.emit(batch, memo, _documents(self.number, row, memo))]
+        self.emissions += found
+        return batch, memo
+
+    def _emitted(self) -> dict[str, Any]:
+        """The emissions of all batches as one; a shard without rows emits what the step says of no rows."""
+        found = self.emissions
+        if not found:
+            step = self.opened.emits
+            assert isinstance(step, Gather)
+            empty = pa.RecordBatch.from_pylist([], schema=shard.unpack_schema(self.stage.after))
+            found = [step.emit(empty, Memo(0), np.empty(0, np.uint64))]
+        return {name: _join([one[name] for one in found]) for name in found[0]}
+
+    def _emit_again(self) -> None:
+        """The shard is there but what it emits is not (another Gather now follows it): read it back."""
+        row = 0
+        path = files.join(self.stage.folder, self.stage.output("rows", self.number))
+        for batch in shard.read_batches(path, shard.unpack_schema(self.stage.after)):
+            step = self.opened.emits
+            assert isinstance(step, Gather)
+            memo = Memo(batch.num_rows)
+            self.emissions.append(step.emit(batch, memo, _documents(self.number, row, memo)))
+            row += batch.num_rows
+        gather.write_emitted(self.stage.emitted, self.number, self._emitted(), self.stage.partitions)
+
+    def _write_dropped(
+        self, count: StepCount, batch: pa.RecordBatch, mask: np.ndarray, more: dict[str, pa.Array]
+    ) -> None:
+        assert self.dropped is not None
+        rows = int(mask.sum())
+        if not rows:
+            return
+        count.dropped += rows
+        count.reasons.update(shard.counts(more["reason"]))
+        out = batch.filter(pa.array(mask))
+        for name, column in {"step": pa.array([count.use] * rows, pa.string()), **more}.items():
+            out = out.append_column(name, column)
+        self.dropped.write(thin(out, self.stage.dropped_policy, self.dropped.schema))
+
+    def _fail(
+        self, count: StepCount, batch: pa.RecordBatch, failed: list[tuple[int, str]], use: str | None = None
+    ) -> None:
+        if not failed:
+            return
+        count.failed += len(failed)
+        ids = batch.column("id").take(pa.array([row for row, _ in failed])).to_pylist()
+        texts: list[Any] = [b""] * len(failed)
+        for name in ("text", "html"):
+            if name in batch.schema.names:
+                texts = batch.column(name).take(pa.array([row for row, _ in failed])).to_pylist()
+                break
+        data = [t.encode() if isinstance(t, str) else t or b"" for t in texts]
+        self._write_failures(
+            use or count.use,
+            [Failure(str(i), why, "", t) for i, (_, why), t in zip(ids, failed, data, strict=True)],
+        )
+
+    def _write_failures(self, use: str, failures: list[Failure]) -> None:
+        assert self.failed is not None
+        columns = [
+            [f.id for f in failures],
+            [use] * len(failures),
+            [f.error for f in failures],
+            [f.place for f in failures],
+            [f.data[:FAILED_BYTES] for f in failures],
+        ]
+        arrays = [pa.array(c, FAILED.field(i).type) for i, c in enumerate(columns)]
+        self.failed.write(pa.RecordBatch.from_arrays(arrays, schema=FAILED))
+
+
+def _living(batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+    return batch if memo.alive.all() else batch.filter(pa.array(memo.alive))
+
+
+def _documents(number: int, row: int, memo: Memo) -> np.ndarray:
+    """shard << 32 | row in the written shard, for the living rows of a batch that begins at `row`."""
+    rows = np.uint64(row) + np.cumsum(memo.alive).astype(np.uint64) - np.uint64(1)
+    return rows | np.uint64(number << 32)
+
+
+def _join(values: list[Any]) -> Any:
+    if isinstance(values[0], gather.WithPayload):
+        records = np.concatenate([v.records for v in values])
+        return gather.WithPayload(records, pa.concat_arrays([v.payload for v in values]))
+    return np.concatenate(values)
+
+
+def _text_bytes(batch: pa.RecordBatch, alive: np.ndarray) -> int:
+    """Bytes of text (else of all content) in the living rows."""
+    at = batch.schema.get_field_index("text")
+    sizes = shard.row_bytes(batch.select(["text"]) if at >= 0 else batch)
+    return int(sizes[alive].sum())
+
+
+def run_stage_task(opened: Opened, number: int, suspicion: Suspicion, report: Any, progress: Progress) -> None:
+    """Do one shard of a stage and commit it; does nothing where a receipt says that it is done."""
+    StageTask(opened, number, Guard(suspicion, report), progress).run()

@@ -1,0 +1,208 @@
+"""Small steps for the tests of the engine, which knows nothing of text."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from annotated_types import Ge
+
+from factory.engine import gather
+from factory.engine.step import (
+    Context,
+    Failure,
+    Filter,
+    Gather,
+    Map,
+    Mapped,
+    Memo,
+    Regroup,
+    Source,
+    Split,
+    reasons,
+)
+
+BAG = np.dtype([("key", np.uint64), ("doc", np.uint64)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Source):
+    """Rows with a text of one number and filler, from a seed; every tenth record is bad when `bad`."""
+
+    rows: Annotated[int, Ge(0)] = 1000
+    shards: int = 10
+    words: int = 20
+    bad: bool = False
+    distinct: int = 10**9
+    batch: int = 64
+    streamed: bool = False
+
+    def splits(self, context: Context, target: int) -> list[Split]:
+        if self.streamed:
+            return [Split("numbers", 0, self.rows, self.rows * 8 * self.words)]
+        edges = np.linspace(0, self.rows, self.shards + 1).astype(int)
+        return [
+            Split("numbers", int(a), int(b), int(b - a) * 8 * self.words)
+            for a, b in zip(edges, edges[1:], strict=False)
+        ]
+
+    def whole(self, split: Split) -> bool:
+        return self.streamed
+
+    def identities(self, context: Context, splits: list[Split]) -> list[dict[str, object]]:
+        return []
+
+    def start(self, context: Context) -> pa.Schema:
+        return pa.schema([("id", pa.large_string()), ("text", pa.large_string())])
+
+    def read(self, split: Split) -> Iterator[pa.RecordBatch | Failure]:
+        for start in range(split.start, split.end, self.batch):
+            ids, texts = [], []
+            for number in range(start, min(start + self.batch, split.end)):
+                if self.bad and number % 10 == 3:
+                    yield Failure(f"n{number}", "a bad record", f"numbers:{number}", b"\xff")
+                    continue
+                words = np.random.default_rng(number % self.distinct).integers(0, 10**6, self.words)
+                ids.append(f"n{number}")
+                texts.append(" ".join(map(str, words)))
+            yield pa.record_batch(
+                {"id": pa.array(ids, pa.large_string()), "text": pa.array(texts, pa.large_string())}
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropOdd(Filter):
+    """Drops rows whose text's last character is an odd digit."""
+
+    delay: float = 0.0
+
+    def needs(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.DictionaryArray:
+        time.sleep(self.delay)
+        last = pc.utf8_slice_codeunits(batch.column("text"), -1, None).to_pylist()
+        return reasons(np.array([0 if t and t in "13579" else -1 for t in last], np.int16), ["odd"])
+
+    def measures(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, pa.Array]:
+        return {"length": pc.utf8_length(batch.column("text")).cast(pa.int64())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shout(Map):
+    """Adds the length and drops very short texts, fails the ones that begin with 99."""
+
+    def needs(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def adds(self) -> dict[str, pa.DataType]:
+        return {"length": pa.int64()}
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> Mapped:
+        text = batch.column("text")
+        length = pc.binary_length(text).cast(pa.int64())
+        short = np.where(length.to_numpy(zero_copy_only=False) < 100, 0, -1)
+        odd = pc.starts_with(text, "99")
+        errors = pc.if_else(odd, pa.scalar("begins with 99"), pa.scalar(None, pa.string()))
+        return Mapped(batch.append_column("length", length), reasons(short, ["short"]), errors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Once(Gather):
+    """Keeps the first of equal texts."""
+
+    reason: ClassVar[str] = "same"
+    delay: float = 0.0
+
+    def needs(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, np.ndarray]:
+        texts = batch.column("text").to_pylist()
+        keys = [int.from_bytes(t.encode()[-8:].ljust(8), "little") for t in texts]
+        records = np.zeros(int(memo.alive.sum()), BAG)
+        records["key"] = np.array(keys, np.uint64)[memo.alive]
+        records["doc"] = docs[memo.alive]
+        return {"bag": records}
+
+    def decide(self, exchange: gather.Exchange) -> gather.Records:
+        return exchange.run("repeats", [exchange.emitted("bag")], "repeats", route="shard")
+
+    def repeats(self, part: gather.Part) -> np.ndarray:
+        time.sleep(self.delay)
+        bag = part.records[0]
+        _, first, back = np.unique(bag["key"], return_index=True, return_inverse=True)
+        again = np.setdiff1d(np.arange(len(bag)), first)
+        out = np.zeros(len(again), gather.DECISION)
+        out["key"] = bag["doc"][again]
+        out["kept"] = out["pair"] = bag["doc"][first[back[again]]]
+        out["similarity"] = 1.0
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Regroup):
+    """Joins rows two by two."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        held: list[tuple[str, str]] = []
+        for batch in batches:
+            held += zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
+            while len(held) >= 2:
+                yield self.joined(held[:2])
+                held = held[2:]
+        if held:
+            yield self.joined(held)
+
+    def schema(self, schema: pa.Schema) -> pa.Schema:
+        return pa.schema([("id", pa.large_string()), ("text", pa.large_string())])
+
+    def joined(self, rows: list[tuple[str, str]]) -> pa.RecordBatch:
+        return pa.record_batch(
+            {
+                "id": pa.array(["+".join(i for i, _ in rows)], pa.large_string()),
+                "text": pa.array([" ".join(t for _, t in rows)], pa.large_string()),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble(Map):
+    """Does something bad at the rows of the ids named: raises, crashes, hangs, or exhausts memory."""
+
+    raises: tuple[str, ...] = ()
+    crashes: tuple[str, ...] = ()
+    hangs: tuple[str, ...] = ()
+    fills: tuple[str, ...] = ()
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        ids = set(batch.column("id").to_pylist())
+        if ids & set(self.crashes):
+            ctypes.string_at(0)
+        if ids & set(self.hangs):
+            time.sleep(3600)
+        if ids & set(self.fills):
+            held = [np.ones(16 << 20, np.uint8)]
+            while True:
+                held.append(np.ones(16 << 20, np.uint8))
+        if ids & set(self.raises):
+            raise ValueError(f"cannot do {sorted(ids & set(self.raises))[0]} in {os.path.basename(__file__)}")
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fatal(Map):
+    """Ends its worker when it is opened."""
+
+    def open(self, context: Context) -> None:
+        os._exit(3)
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        return batch

@@ -1,0 +1,200 @@
+"""The laws of the engine: rows are all accounted for; the bytes depend on neither workers, batches nor kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from factory.engine import files, manifest
+from tests.conftest import REPOSITORY
+from tests.engine.build import build, check_law, content, make
+
+OPTIONAL = st.lists(
+    st.sampled_from(["Shout", "DropOdd", "Once", "Pairs"]), min_size=0, max_size=4, unique=True
+)
+
+
+@given(rows=st.integers(0, 300), shards=st.integers(1, 7), bad=st.booleans(), steps=OPTIONAL, data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_row_is_accounted_for(tmp_path_factory, rows, shards, bad, steps, data):
+    if "Shout" in steps and "Pairs" in steps:  # Pairs makes other columns
+        steps.remove("Shout")
+    source = {"use": "Numbers", "rows": rows, "shards": shards, "bad": bad, "distinct": 100}
+    entries = [{"use": step, "keep_rows": data.draw(st.booleans())} for step in steps if step != "Once"]
+    entries += [{"use": "Once"}] * ("Once" in steps)
+    root = tmp_path_factory.mktemp("law")
+    built = build(make(source, *entries), root)
+    check_law(built)
+    assert built.counts["rows_in"] == rows
+    assert built.counts["rows_failed"] >= (len([n for n in range(rows) if n % 10 == 3]) if bad else 0)
+
+
+def test_ids_recount_what_a_regroup_consumed(tmp_path):
+    built = build(make({"use": "Numbers", "rows": 101, "shards": 3}, {"use": "Pairs"}), tmp_path)
+    ids = duckdb.sql(f"select id from '{built.folder}/rows/*.parquet'").fetchall()
+    assert sorted(part for (i,) in ids for part in i.split("+")) == sorted(f"n{n}" for n in range(101))
+    assert built.counts["rows_consumed"] == 101 and built.counts["rows_made"] == len(ids)
+
+
+STEPS = (
+    {"use": "Numbers", "rows": 1200, "shards": 12, "distinct": 700, "bad": True},
+    {"use": "Shout"},
+    {"use": "DropOdd"},
+    {"use": "Once"},
+)
+
+
+def test_bytes_do_not_depend_on_workers(tmp_path):
+    built = [build(make(*STEPS), tmp_path / str(workers), workers) for workers in (0, 1, 3)]
+    assert built[0].key == built[1].key == built[2].key
+    first = content(built[0], "rows", "dropped", "failed")
+    assert len(first) >= 24
+    assert content(built[1], "rows", "dropped", "failed") == first
+    assert content(built[2], "rows", "dropped", "failed") == first
+
+
+@pytest.mark.parametrize("batch", [7, 64, 1000])
+def test_bytes_do_not_depend_on_batches(tmp_path, batch):
+    steps = [{**STEPS[0], "bad": False, "batch": batch}, *STEPS[1:]]
+    mine = build(make(*steps), tmp_path / "a")
+    theirs = build(make({**steps[0], "batch": 33}, *STEPS[1:]), tmp_path / "b")
+    assert content(mine) == content(theirs)
+
+
+def test_a_streamed_file_is_cut_into_shards_and_gives_the_same_rows(tmp_path):
+    whole = build(make({**STEPS[0], "bad": False}, *STEPS[1:], name="whole"), tmp_path)
+    streamed = {**STEPS[0], "bad": False, "streamed": True}
+    cut = build(make(streamed, *STEPS[1:], name="cut", shard_bytes=20_000), tmp_path, workers=2)
+    assert len(cut.rows) > 5
+    query = "select id, text, length from '{}/rows/*.parquet' order by id"
+    assert duckdb.sql(query.format(whole.folder)).fetchall() == duckdb.sql(query.format(cut.folder)).fetchall()
+    check_law(cut)
+
+
+RECIPE = """
+name = "killed"
+version = "dev"
+[[step]]
+use = "tests.engine.steps:Numbers"
+rows = 3000
+shards = 60
+distinct = 2000
+bad = true
+[[step]]
+use = "tests.engine.steps:DropOdd"
+delay = 0.02
+[[step]]
+use = "tests.engine.steps:Once"
+delay = 0.05
+"""
+WATCHED = ("receipts", "emitted/done", "exchanges/repeats", "exchanges/ids-asked", "exchanges/ids")
+
+
+def test_killed_twenty_times_it_ends_in_the_same_bytes(tmp_path):
+    """SIGKILL of the whole process tree at 20 moments: ten at random, two inside each of the passes.
+
+    A run that comes to its end is checked, and the next kills fall into a fresh one.
+    """
+    recipe = tmp_path / "killed.toml"
+    recipe.write_text(RECIPE)
+    command = [sys.executable, "-m", "factory", "run", str(recipe), "--workers", "2", "--out"]
+    subprocess.run([*command, str(tmp_path / "calm")], check=True, cwd=REPOSITORY, capture_output=True)
+    calm = manifest.load(str(tmp_path / "calm"), "killed@dev")
+    chance = random.Random(0)
+    moments: list[str | float] = [chance.uniform(0.3, 1.8) for _ in range(10)] + [w for w in WATCHED for _ in (1, 2)]
+    kills, roots, finished = 0, 0, {}
+    while moments:
+        root = tmp_path / f"rough{roots}"
+        process = subprocess.Popen(
+            [*command, str(root)],
+            cwd=REPOSITORY,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        moment = moments[0]
+        begun = time.monotonic()
+        before = len(_of(root, moment)) if isinstance(moment, str) else 0
+        while process.poll() is None:
+            reached = len(_of(root, moment)) > before if isinstance(moment, str) else time.monotonic() - begun > moment
+            if reached:
+                committed = {path: path.stat().st_ino for path in _committed(root)}
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+                finished |= committed
+                moments.pop(0)
+                break
+            time.sleep(0.002)
+        else:
+            _same(root, calm, finished)
+            roots, finished = roots + 1, {}
+            assert roots < 12, f"no kill came to fall into {moment}"
+    subprocess.run([*command, str(root)], check=True, cwd=REPOSITORY, capture_output=True)
+    _same(root, calm, finished)
+    assert kills == 20
+
+
+def _same(root: Path, calm: manifest.Manifest, finished: dict[Path, int]) -> None:
+    rough = manifest.load(str(root), "killed@dev")
+    assert len(rough.rows) == 60
+    assert content(rough, "rows", "dropped", "failed") == content(calm, "rows", "dropped", "failed")
+    assert all(path.stat().st_ino == inode for path, inode in finished.items()), "a finished shard was written again"
+    assert not list(root.rglob("*" + files.TEMPORARY))
+    check_law(rough)
+
+
+def _committed(root: Path) -> list[Path]:
+    """The shards of all stages that have their receipt."""
+    found = []
+    for receipt in _of(root, "receipts"):
+        stage = receipt.parents[2]
+        found.append(stage / "rows" / receipt.parent.name / f"{receipt.stem}-0000.parquet")
+    return found
+
+
+def _of(root: Path, what: str) -> list[Path]:
+    pattern = f".stages/*/{what}/*/*" if what == "receipts" else f".stages/*/gather-*/{what}/*/*"
+    return [p for p in root.glob(pattern) if not p.name.endswith(files.TEMPORARY)]
+
+
+def test_workers_die_with_their_supervisor(tmp_path):
+    recipe = tmp_path / "killed.toml"
+    recipe.write_text(RECIPE)
+    command = [sys.executable, "-m", "factory", "run", str(recipe), "--workers", "2", "--out", str(tmp_path / "r")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    children: list[int] = []
+    while process.poll() is None and len(children) < 2:
+        children = _children(process.pid)
+        time.sleep(0.01)
+    assert len(children) == 2
+    process.kill()  # the supervisor alone, not its workers
+    process.wait()
+    until = time.monotonic() + 5
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children) and time.monotonic() < until:
+        time.sleep(0.02)
+    left = [c for c in children if "factory.engine.worker" in _command(c)]
+    assert not left
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
