@@ -90,16 +90,17 @@ def aside(url: str, first_wins: bool = False) -> Iterator[str]:
         else:
             os.replace(scratch, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(url) from error
-        raise
+        raise told(error, url) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(scratch)
 
 
-def disk_full(url: str) -> FactoryError:
-    return FactoryError(f"{url}: the disk is full: free some space or choose another folder with --out, then run again")
+def told(error: OSError, url: str) -> Exception:
+    """A full disk as a line for the user; any other error as it is."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FactoryError(f"{url}: the disk is full: free some space or choose another with --out, then run again")
+    return error
 
 
 def write_atomic(url: str, data: bytes | str, first_wins: bool = False) -> None:

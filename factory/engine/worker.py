@@ -40,6 +40,12 @@ class Workbench:
 
     def do(self, task: Any, suspicion: Suspicion, say: Any) -> None:
         """Do a task: ("warm", folder), ("stage", folder, number) or an ExchangeTask."""
+        try:
+            self._do(task, suspicion, say)
+        except OSError as error:
+            raise files.told(error, task.output if isinstance(task, ExchangeTask) else task[1]) from error
+
+    def _do(self, task: Any, suspicion: Suspicion, say: Any) -> None:
         if isinstance(task, ExchangeTask):
             stage = Stage.load(task.stage)
             assert stage.emits is not None

@@ -206,3 +206,16 @@ class Fatal(Map):
 
     def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
         return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wants(Map):
+    """Needs a column."""
+
+    column: str = "text"
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        return batch
