@@ -16,7 +16,7 @@ setup: .venv/ready
 	@touch $@
 
 demo: setup
-	@$(BIN)/python -m recipes.demo
+	@recipes/demo.sh
 
 test: setup
 	$(BIN)/python -m pytest

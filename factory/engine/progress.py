@@ -21,7 +21,17 @@ def duration(seconds: float) -> str:
 class Progress:
     """Progress of one pass: tasks done of all, rows and megabytes a second, time left by the weight of the tasks."""
 
-    def __init__(self, title: str, tasks: int, weight: int, stream: TextIO | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        title: str,
+        tasks: int,
+        weight: int,
+        stream: TextIO | None = None,
+        quiet: bool = False,
+        brief: bool = False,
+    ) -> None:
+        """`quiet` shows nothing; `brief` leaves no line behind, for passes that are mostly over at once."""
+        self.brief = brief
         self.title, self.tasks, self.weight = title, tasks, max(weight, 1)
         self.stream = stream or sys.stderr
         self.done = self.done_weight = self.rows = self.bytes = 0
@@ -30,7 +40,7 @@ class Progress:
         self.bar: tqdm | None = None
         if not quiet and self.stream.isatty():
             self.bar = tqdm(
-                total=self.weight, file=self.stream, desc=title, leave=True, bar_format="{desc} {bar:24} {postfix}"
+                total=self.weight, file=self.stream, desc=title, leave=not brief, bar_format="{desc} {bar:24} {postfix}"
             )
 
     def read(self, rows: int, size: int) -> None:
@@ -66,5 +76,5 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(self.line())
             self.bar.close()
-        elif not self.quiet:
+        elif not self.quiet and not self.brief:
             print(f"{self.title}: {self.line()}", file=self.stream, flush=True)

@@ -153,7 +153,8 @@ class _Run:
     def _show(self, title: str, jobs: list[Job], warm: Any) -> None:
         if not jobs:
             return
-        progress = Progress(title, len(jobs), sum(job.weight for job in jobs), quiet=self.options.quiet)
+        weight, brief = sum(job.weight for job in jobs), warm is None
+        progress = Progress(title, len(jobs), weight, quiet=self.options.quiet, brief=brief)
         events = Events(
             progress.read,
             lambda job: progress.finish_task(job.weight),
