@@ -155,7 +155,10 @@ def _width() -> int:
 def _steps(options: argparse.Namespace) -> None:
     from factory.report import reference
 
-    print(reference.markdown() if options.markdown else reference.text(options.step))
+    if options.markdown:
+        sys.stdout.write(reference.markdown())
+    else:
+        print(reference.text(options.step))
 
 
 def _inspect(options: argparse.Namespace) -> None:

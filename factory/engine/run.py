@@ -105,6 +105,7 @@ class _Run:
         artifacts: dict[str, str] = {}
         for number in range(len(self.plan.stages)):
             stage = self.plan.stage(number, inputs, decisions, dict(artifacts))
+            self._check_begun(stage)
             stage.save()
             self._stage(stage)
             stage = self._repair_seams(stage)
@@ -125,6 +126,16 @@ class _Run:
         return self._finish(replaced, artifacts)
 
     # Passes.
+
+    def _check_begun(self, stage: Stage) -> None:
+        """A stage that was begun with another pyarrow would end in shards of two kinds."""
+        path = files.join(stage.folder, "stage.json")
+        begun = files.read_json(path)["pyarrow"] if files.exists(path) else stage.pyarrow
+        if begun != stage.pyarrow:
+            raise FactoryError(
+                f"{stage.folder}: begun with pyarrow {begun}, and this is {stage.pyarrow}: "
+                f"install pyarrow=={begun}, or remove the folder to begin it anew"
+            )
 
     def _stage(self, stage: Stage) -> None:
         tasks = [n for n in range(stage.tasks) if not self._is_done(stage, n)]
@@ -244,7 +255,12 @@ class _Run:
         listed = []
         for number, (stage, output) in enumerate(outputs):
             path = f"{kind}/part-{number:07d}.parquet"
-            files.share(files.join(self.done[stage].folder, output["path"]), files.join(folder, path))
+            source, target = files.join(self.done[stage].folder, output["path"]), files.join(folder, path)
+            if kind == "dropped" and shard.column_names(source) != self.plan.dropped.names:
+                # The stage was kept by another recipe, whose other steps add other columns.
+                shard.rewrite(source, target, self.plan.dropped)
+            else:
+                files.share(source, target)
             listed.append({"path": path, "rows": output["rows"], "bytes": output["bytes"]})
         if not outputs:  # an empty file, so that `dropped/*.parquet` can always be read
             path = f"{kind}/part-0000000.parquet"

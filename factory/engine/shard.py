@@ -120,6 +120,22 @@ def read_column(url: str, column: str, type_: pa.DataType) -> pa.Array:
     return chunked.chunk(0) if isinstance(chunked, pa.ChunkedArray) else chunked
 
 
+def column_names(url: str) -> list[str]:
+    fs, path = files.locate(url)
+    with fs.open(path, "rb") as handle:
+        return list(pq.read_schema(handle).names)
+
+
+def rewrite(source: str, target: str, schema: pa.Schema) -> None:
+    """The same rows with the columns of another schema; absent columns are null."""
+    fs, path = files.locate(source)
+    with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file, files.aside(target) as scratch:
+        writer = ShardWriter(scratch, schema)
+        for batch in file.iter_batches():
+            writer.write(batch)
+        writer.close()
+
+
 def schema_to_json(schema: pa.Schema) -> dict[str, str]:
     return {field.name: str(field.type) for field in schema}
 

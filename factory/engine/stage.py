@@ -64,6 +64,8 @@ class Stage:
     dropped_policy: str
     decisions: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
+    pyarrow: str = pa.__version__
+    """Which writes the shards: another version may write other bytes."""
 
     @property
     def tasks(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from factory.engine import manifest, recipe, run
@@ -125,8 +126,19 @@ def test_dropped_rows_are_kept_as_the_policy_says(tmp_path, policy, texts):
 
 
 def test_two_recipes_share_a_kept_stage(tmp_path):
-    first = build(make(GOOD, {"use": "DropOdd", "keep_rows": True}, {"use": "Shout"}, version="1"), tmp_path)
+    many = {**GOOD, "rows": 200, "distinct": 100}
+    first = build(make(many, {"use": "DropOdd", "keep_rows": True}, {"use": "Shout"}, version="1"), tmp_path)
     begun = {p: p.stat().st_mtime_ns for p in tmp_path.glob(".stages/*/rows/*/*")}
-    second = build(make(GOOD, {"use": "DropOdd", "keep_rows": True}, {"use": "Once"}, version="2"), tmp_path)
+    second = build(make(many, {"use": "DropOdd", "keep_rows": True}, {"use": "Once"}, version="2"), tmp_path)
     assert first.stages[0]["key"] == second.stages[0]["key"]
+    check_law(first)
+    check_law(second)  # whose dropped rows, of a kept stage and of a new one, have the same columns
     assert begun and all(p.stat().st_mtime_ns == t for p, t in begun.items())
+
+
+def test_a_stage_begun_with_another_pyarrow_is_refused(tmp_path):
+    first = build(make(GOOD, {"use": "DropOdd", "keep_rows": True}, {"use": "Shout"}), tmp_path)
+    begun = tmp_path / ".stages" / first.stages[0]["key"] / "stage.json"
+    begun.write_text(begun.read_text().replace(f'"pyarrow": "{pa.__version__}"', '"pyarrow": "1.2.3"'))
+    with pytest.raises(FactoryError, match=r"begun with pyarrow 1\.2\.3"):
+        build(make(GOOD, {"use": "DropOdd", "keep_rows": True}, {"use": "Once"}, version="2"), tmp_path)

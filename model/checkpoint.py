@@ -1,0 +1,157 @@
+"""Checkpoints: the state of a training, to go on from; and the model in Hugging Face's form, for everyone else."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from factory.engine.errors import FactoryError
+from factory.engine.files import aside
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+STORED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rope_theta",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training's state aside and rename it: the last good one stays until the new one is whole."""
+    try:
+        with aside(str(path)) as scratch, Path(scratch).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        # torch hides a full disk: its writer's own message says only that fewer bytes were written than expected.
+        raise FactoryError(f"{path}: cannot write the checkpoint (is the disk full?): {error}") from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state that `save_state` wrote. FactoryError where the file is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0][:80]
+        raise FactoryError(f"{path}: cannot read the checkpoint ({reason}): remove it to begin again") from error
+    return state
+
+
+def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int | None) -> None:
+    """Write the model as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
+
+    `tokenizer` is a tokenizer folder to copy in; `end` the id at which generation stops. The folder is written aside
+    and renamed.
+    """
+    config = model.config
+    description = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        **{name: getattr(config, name) for name in STORED},
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "use_cache": True,
+        "bos_token_id": None,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del weights["lm_head.weight"]  # the embedding, stored once
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        scratch.mkdir()
+        if tokenizer is not None:
+            for path in sorted(tokenizer.iterdir()):
+                if path.is_file():
+                    shutil.copyfile(path, scratch / path.name)
+        (scratch / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+        generation = {"eos_token_id": end, "pad_token_id": end}
+        (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+        save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_hf(folder: str | Path) -> Transformer:
+    """Read a Qwen2 checkpoint folder, ours or anyone's, in the number format that it is stored in.
+
+    Raises FactoryError that names the parameter where the weights do not fit the configuration.
+    """
+    folder = Path(folder)
+    try:
+        given = json.loads((folder / "config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
+    model = Transformer(_config(folder, given))
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            weights.update(load_file(path))
+        except SafetensorError as error:
+            raise FactoryError(f"{path}: not a whole safetensors file: {error}") from error
+    if not weights:
+        raise FactoryError(f"{folder}: no *.safetensors file")
+    if model.config.tie_word_embeddings:
+        weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise FactoryError(f"{folder}: parameter {name} is missing")
+        if weights[name].shape != tensor.shape:
+            shapes = f"{tuple(weights[name].shape)}, but config.json asks for {tuple(tensor.shape)}"
+            raise FactoryError(f"{folder}: parameter {name} has shape {shapes}")
+    unknown = sorted(weights.keys() - expected.keys())
+    if unknown:
+        raise FactoryError(f"{folder}: unknown parameter {unknown[0]}: this is not a dense Qwen2 model")
+    model.to(weights["model.embed_tokens.weight"].dtype)
+    model.load_state_dict(weights)
+    return model
+
+
+def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
+    if given.get("model_type") != "qwen2":
+        raise FactoryError(f"{folder}: model_type {given.get('model_type')!r}: only 'qwen2' can be read")
+    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default" or given.get("use_sliding_window"):
+        raise FactoryError(f"{folder}: scaled RoPE and sliding windows cannot be read")
+    if given.get("hidden_act", "silu") != "silu":
+        raise FactoryError(f"{folder}: hidden_act {given['hidden_act']!r}: only 'silu' can be read")
+    values = {name: given[name] for name in STORED if name in given}
+    values.setdefault("tie_word_embeddings", False)  # Qwen2Config's own defaults, where a file leaves them out
+    values.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        if name not in values:
+            raise FactoryError(f"{folder}/config.json: no {name}")
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
+    values["rope_theta"] = float(values["rope_theta"])
+    config = ModelConfig(**values)
+    config.check()
+    return config

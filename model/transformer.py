@@ -1,0 +1,170 @@
+"""A dense transformer in Qwen2's form: RMSNorm before each part, SwiGLU, RoPE, grouped queries, bias on q, k and v.
+
+Parameter names and shapes are those of Hugging Face's Qwen2ForCausalLM. Shapes in comments: B sequences, T tokens,
+C hidden size, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+
+
+class Cache:
+    """Keys and values of the tokens seen, for each layer: space for `length` tokens of `batch` sequences."""
+
+    def __init__(self, config: ModelConfig, batch: int, length: int, like: Tensor) -> None:
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [B, G, T, D] and return all of the layer so far. `length` moves on after the last layer."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+
+
+def rope(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [T, D] of the rotation of each position: pair i turns by position / theta^(2i/D)."""
+    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
+    angles = positions.float()[:, None] * (1.0 / config.rope_theta**exponents)[None]
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate [B, heads, T, D]; the pair of dimension i is i + D/2 (the layout of Hugging Face's weights)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine.to(x.dtype) + torch.cat([-second, first], dim=-1) * sine.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; each key/value head serves H / G query heads."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        size, heads, groups, dim = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.layer, self.heads, self.groups, self.dim = layer, heads, groups, dim
+        self.q_proj = nn.Linear(size, heads * dim, bias=True)
+        self.k_proj = nn.Linear(size, groups * dim, bias=True)
+        self.v_proj = nn.Linear(size, groups * dim, bias=True)
+        self.o_proj = nn.Linear(heads * dim, size, bias=False)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+        batch, length, _ = x.shape
+        q = rotate(self.q_proj(x).view(batch, length, self.heads, self.dim).transpose(1, 2), *turn)
+        k = rotate(self.k_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2), *turn)
+        v = self.v_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.add(self.layer, k, v)
+        k = k.repeat_interleave(self.heads // self.groups, dim=1)
+        v = v.repeat_interleave(self.heads // self.groups, dim=1)
+        before = k.shape[2] - length
+        mask = None
+        if before and length > 1:  # new tokens see all before them, and each other causally
+            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(before)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not before)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turn, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids to the last hidden states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        before = cache.length if cache is not None else 0
+        turn = rope(self.config, torch.arange(before, before + ids.shape[1], device=ids.device))
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, turn, cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return self.norm(x)
+
+
+class Transformer(nn.Module):
+    """Token ids [B, T] to logits [B, T, vocab]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        return self.lm_head(self.model(ids, cache))
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw the weights: normal(0, initializer_range), biases 0, norms 1. The same seed gives the same weights."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                if module is self.lm_head and self.config.tie_word_embeddings:
+                    continue
+                module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+
+    def parameter_count(self) -> int:
+        """Parameters, a shared matrix counted once."""
+        return sum(p.numel() for p in self.parameters())
