@@ -5,8 +5,8 @@
     python benchmarks/chain.py --documents 3000       # fewer documents: datatrove takes minutes
 
 Both sides read the same documents from the same Parquet file, on one core, each in processes of its own, one after
-another, and all of it counts: start-up, reading, filters, four stages of MinHash, writing. `--repeat` runs ours again and
-takes the median.
+another, and all of it counts: start-up, reading, filters, four stages of MinHash, writing. Ours runs `--repeat` times,
+of which the median counts.
 """
 
 from __future__ import annotations

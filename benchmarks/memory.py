@@ -1,6 +1,6 @@
 """Peak memory of a worker: a JSON-lines file of 2 GB, made by repetition with changes, through the whole chain.
 
-    python benchmarks/memory.py --gigabytes 2 --data ../shared/data/webtext/bench.parquet
+python benchmarks/memory.py --gigabytes 2 --data ../shared/data/webtext/bench.parquet
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 WEBTEXT = Path(os.environ.get("FACTORY_DATA") or REPOSITORY.parent / "shared" / "data") / "webtext"
 QUERY = (
     "select stage_number, count(*) as shards, sum(rows_in) as rows_in, sum(rows_kept) as kept, "
-    "max(peak_memory_bytes) // 1000000 as peak_mb, round(sum(cpu_seconds), 1) as cpu_s from receipts group by 1 order by 1"
+    "max(peak_memory_bytes) // 1000000 as peak_mb, round(sum(cpu_seconds), 1) as cpu_s "
+    "from receipts group by 1 order by 1"
 )
 
 

@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--memory", default="", help="what a worker may hold, as 2GB (its share of 4/5 of the machine)")
     run.add_argument("--seconds", type=float, default=120.0, help="time limit of one call of a step (120)")
     run.add_argument("--annotate", action="store_true", help="keep every row, write all scores and reasons")
-    run.add_argument("--dropped", choices=["full", "ids", "sample"], help="how dropped rows are kept (full below 10 GB)")
+    run.add_argument(
+        "--dropped", choices=["full", "ids", "sample"], help="how dropped rows are kept (full below 10 GB)"
+    )
 
     planned = add("plan", _plan, "Say what a run would do and cost, from measured rates. Runs nothing.")
     planned.add_argument("recipe")

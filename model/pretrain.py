@@ -43,7 +43,7 @@ METRICS = pa.schema(
 FREE = ("data.path", "train.save_every", "train.sample_prompt", "train.threads")
 
 
-class Stopped(Exception):  # noqa: N818 (not an error)
+class Stopped(Exception):
     """A signal asked to stop; the state of `step` is saved."""
 
     def __init__(self, step: int, number: int) -> None:

@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
     assert result.returncode == 2, result.stderr
     assert "the disk is full" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     assert not list(small_disk.glob("try*/manifest.json"))
-    left = [p for p in small_disk.rglob("*.parquet")]
+    left = list(small_disk.rglob("*.parquet"))
     assert all(p.read_bytes()[-4:] == b"PAR1" for p in left), "a half-written shard is left"
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     assert factory("run", path, "--out", str(small_disk), "--workers", "2").returncode == 0

@@ -36,7 +36,9 @@ def small_quickstart(folder: Path) -> Path:
         if path.stem == "quickstart":
             start, end = text.index("packages = ["), text.index("]", text.index("packages = [")) + 1
             text = text[:start] + 'packages = ["fsspec", "jinja2"]' + text[end:]
-            text = text.replace("stdlib = true", "stdlib = false").replace("shard_bytes = 4_000_000", "shard_bytes = 200_000")
+            text = text.replace("stdlib = true", "stdlib = false").replace(
+                "shard_bytes = 4_000_000", "shard_bytes = 200_000"
+            )
         if path.stem == "quickstart_tokens":
             text = text.replace("vocab_size   = 4096", "vocab_size   = 600")
         (target / path.name).write_text(text)

@@ -52,7 +52,7 @@ def create_views(connection: duckdb.DuckDBPyConnection, root: str) -> list[str]:
 
 
 def query(root: str, text: str) -> duckdb.DuckDBPyRelation:
-    """The result of an SQL query over the datasets below a root. FactoryError with DuckDB's own words where it fails."""
+    """The result of an SQL query over the datasets below a root; FactoryError in DuckDB's own words where it fails."""
     connection = duckdb.connect(":memory:")
     names = create_views(connection, root)
     if not names:
@@ -77,6 +77,5 @@ def export(root: str) -> None:
     if not files.is_local(root):
         return
     target = os.path.join(files.locate(root)[1], "catalog.duckdb")
-    with files.aside(target) as scratch:
-        with duckdb.connect(scratch) as connection:
-            create_views(connection, root)
+    with files.aside(target) as scratch, duckdb.connect(scratch) as connection:
+        create_views(connection, root)

@@ -28,7 +28,7 @@ TEMPORARY = ".tmp"
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a location and the path in it."""
     try:
-        return fsspec.url_to_fs(url)  # type: ignore[no-any-return]
+        return fsspec.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise FactoryError(f"{url}: cannot open this kind of location: {error}") from error
 

@@ -262,7 +262,7 @@ class Exchange:
 
 def find_method(step: Gather, method: str) -> Callable[..., Any]:
     if ":" not in method:
-        return getattr(step, method)  # type: ignore[no-any-return]
+        return getattr(step, method)
     module, _, name = method.partition(":")
     function = getattr(importlib.import_module(module), name)
     return lambda *arguments: function(step, *arguments)
@@ -280,7 +280,9 @@ def run_exchange_task(task: ExchangeTask, step: Gather, shards: Sequence[str]) -
         write_records(record_path(task.output, task.number), value, task.route, task.partitions)
         return
     if not files.is_local(task.output):
-        raise FactoryError(f"{task.output}: a step that trains writes to a local folder: run with --out of this machine")
+        raise FactoryError(
+            f"{task.output}: a step that trains writes to a local folder: run with --out of this machine"
+        )
     target = files.locate(task.output)[1]
     scratch = f"{target}.{os.getpid()}{files.TEMPORARY}"
     files.remove_tree(scratch)

@@ -7,6 +7,7 @@ call in pieces; a piece of one row that ends a worker again is quarantined and n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -116,7 +117,7 @@ def _cut(rows: int, rows_a_call: int | None, suspect: tuple[int, int] | None) ->
         piece = max(1, -(-(end - start) // PIECES))
         edges |= set(range(start, end, piece)) | {end}
     ordered = sorted(edges)
-    return list(zip(ordered, ordered[1:], strict=False)) or [(0, rows)]
+    return list(itertools.pairwise(ordered)) or [(0, rows)]
 
 
 def _bisect(

@@ -111,8 +111,13 @@ class Local:
         if not jobs:
             return
         if self.count == 0:
+
+            def say(what: str, *said: Any) -> None:
+                if what == "progress":
+                    events.progress(*said)
+
             for job in jobs:
-                self.bench.do(job.task, job.suspicion, lambda what, *said: what == "progress" and events.progress(*said))
+                self.bench.do(job.task, job.suspicion, say)
                 events.finished(job)
             return
         if warm is not None and self.count > 1 and len(jobs) > 1:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from factory.engine import files, gather, manifest, shard
+from factory.engine import files, manifest, shard
 from factory.engine.errors import FactoryError, nearest
 from factory.engine.recipe import Recipe, StepEntry, describe
-from factory.engine.stage import DROPPED_FIRST, DROPPED_LAST, Entry, Stage, annotations
+from factory.engine.stage import DROPPED_FIRST, DROPPED_LAST, Entry, Stage, annotation_fields
 from factory.engine.step import Context, Gather, Source, Split
 
 ENGINE = 1
@@ -169,9 +169,7 @@ def make(recipe: Recipe, root: str, annotate: bool = False, dropped: str | None 
     return Plan(recipe, root, annotate, splits, inputs, stages, dropped_schema, policy)
 
 
-def _cut(
-    recipe: Recipe, source: Source, context: Context, splits: list[Split], annotate: bool
-) -> list[PlannedStage]:
+def _cut(recipe: Recipe, source: Source, context: Context, splits: list[Split], annotate: bool) -> list[PlannedStage]:
     """Cut the steps into stages, and follow the schema through them."""
     schema = source.start(context)
     stages = [PlannedStage(before=schema)]
@@ -205,7 +203,7 @@ def _cut(
         before = schema
         schema = step.schema(schema)
         if annotate:
-            for column in annotations(entry.use, step, before):
+            for column in annotation_fields(entry.use, step, before):
                 schema = schema.append(column)
         whole = isinstance(step, Source) and any(step.whole(split) for split in splits)
         if whole:

@@ -63,7 +63,9 @@ class Progress:
             left = f", {duration(elapsed * (self.weight - self.done_weight) / self.done_weight)} left"
         elif self.done == self.tasks:
             left = f", {duration(elapsed)} in all"
-        return f"{self.done}/{self.tasks} shards, {rate}{left}" if self.rows else f"{self.done}/{self.tasks} tasks{left}"
+        return (
+            f"{self.done}/{self.tasks} shards, {rate}{left}" if self.rows else f"{self.done}/{self.tasks} tasks{left}"
+        )
 
     def _show(self) -> None:
         if self.bar is not None:

@@ -100,7 +100,9 @@ def build(table: dict[str, Any], path: str = "recipe", settings: Mapping[str, st
     for key, pattern in (("name", NAME), ("version", VERSION)):
         value = table.get(key)
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise FactoryError(f"{path}: {key} = {value!r}: a string like {'web_en' if key == 'name' else '2026.11.20'!r}")
+            raise FactoryError(
+                f"{path}: {key} = {value!r}: a string like {'web_en' if key == 'name' else '2026.11.20'!r}"
+            )
     shard_bytes = table.get("shard_bytes", 64 << 20)
     if type(shard_bytes) is not int or shard_bytes < 1024:
         raise FactoryError(f"{path}: shard_bytes = {shard_bytes!r}: a whole number of bytes, 1024 or more")
@@ -131,7 +133,9 @@ def _parameters(declared: dict[str, Any], settings: Mapping[str, str], path: str
     values = dict(declared)
     for key, text in settings.items():
         if key not in declared:
-            raise FactoryError(f"{path}: --set {key}: no such parameter{nearest(key, declared)}; declare it in [params]")
+            raise FactoryError(
+                f"{path}: --set {key}: no such parameter{nearest(key, declared)}; declare it in [params]"
+            )
         values[key] = parse_as(text, declared[key], f"{path}: --set {key}")
     return values
 
@@ -166,7 +170,7 @@ def make_step(use: str, options: Mapping[str, Any], where: str) -> Step:
     bridge, _, name = use.partition(":")
     if name and (found := _room_module(bridge, where)) and hasattr(found, "step"):
         # A bridge, such as `datatrove:…`: a module of a room that makes steps of another library's parts.
-        return found.step(name, dict(options))  # type: ignore[no-any-return]
+        return found.step(name, dict(options))
     return configure(find_step(use, where), options, where)
 
 
@@ -241,9 +245,7 @@ def configure(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     missing = [
         name
         for name, field in fields.items()
-        if name not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise FactoryError(f"{where}: needs the option {missing[0]!r}")

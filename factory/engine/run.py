@@ -209,10 +209,12 @@ class _Run:
             fs, path = files.locate(files.join(folder, "manifest.json"))
             fs.rm(path)
         rows = self._share(folder, "rows", [o for one in self.receipts[-1] for o in one["outputs"]], len(self.done) - 1)
-        extra = {}
-        for kind in ("dropped", "failed"):
-            found = [(s, one[kind]) for s, stage in enumerate(self.receipts) for one in stage if one[kind]]
-            extra[kind] = self._share_all(folder, kind, found)
+        dropped, failed = (
+            self._share_all(
+                folder, kind, [(s, o[kind]) for s, all_ in enumerate(self.receipts) for o in all_ if o[kind]]
+            )
+            for kind in ("dropped", "failed")
+        )
         for name, source in artifacts.items():
             fs, path = files.locate(source)
             target = files.locate(files.join(folder, name))[1]
@@ -235,7 +237,8 @@ class _Run:
             columns=shard.schema_to_json(schema),
             schema=shard.pack_schema(schema),
             rows=rows,
-            **extra,
+            dropped=dropped,
+            failed=failed,
             counts=_counts(self.receipts),
             funnel=_funnel(everything),
             artifacts={name: name for name in artifacts},

@@ -97,7 +97,7 @@ def annotation(use: str, what: str) -> str:
     return f"{name}_{what}"
 
 
-def annotations(use: str, step: Step, schema: pa.Schema) -> list[pa.Field]:
+def annotation_fields(use: str, step: Step, schema: pa.Schema) -> list[pa.Field]:
     """The columns that a step adds in an annotated run. Their types are those of its measures of no rows."""
     if isinstance(step, Gather):
         return [pa.field(annotation(use, name), type_) for name, type_ in [("reason", pa.string()), *DROPPED_LAST]]

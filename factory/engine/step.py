@@ -16,15 +16,12 @@ relies on it to find a document that crashes.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-
-from factory.engine import files
 
 if TYPE_CHECKING:
     from factory.engine.gather import Exchange, Records
@@ -156,7 +153,7 @@ class Step:
         return ()
 
     def open(self, context: Context) -> None:
-        """Called once a worker before the first batch: load models, connect clients (keep them in cached properties)."""
+        """Called once a worker before the first batch: load models, connect clients (in cached properties)."""
 
     def close(self) -> None:
         """Called once a worker after the last batch."""
@@ -176,10 +173,8 @@ class Source(Step):
         raise NotImplementedError
 
     def identities(self, context: Context, splits: list[Split]) -> list[dict[str, Any]]:
-        """What the input is, apart from where it lies: by default each file's name, size and edges."""
-        paths = list(dict.fromkeys(split.path for split in splits))
-        root = os.path.dirname(os.path.commonprefix(paths))
-        return [files.file_identity(path, path[len(root) :].lstrip("/")) for path in paths]
+        """What the input is, apart from where it lies: of a file its name below the glob's root, its size and edges."""
+        raise NotImplementedError
 
     def start(self, context: Context) -> pa.Schema:
         """The schema of the batches, resolved before any work."""

@@ -33,4 +33,4 @@ import numba  # noqa: E402  (after the cache folder is known)
 
 def jit(function: F) -> F:
     """Compile for this CPU, cached on disk, without the GIL and without fast-math (its last bits differ by CPU)."""
-    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)

@@ -13,7 +13,7 @@ from factory.kernels.arrow import string_array, view
 from factory.kernels.english import flags
 from factory.kernels.hashing import decode
 from factory.kernels.lines import last_point, strip
-from factory.kernels.spacy import known, tables
+from factory.kernels.lookup import known, table
 from factory.kernels.words import words
 
 
@@ -305,7 +305,7 @@ def clean(memo: Memo, array: pa.Array, rules: Rules, stops: str, rule: str) -> t
     size = int(offsets[-1] - offsets[0])
     out, edges = np.empty(size + 1, np.uint8), np.empty(len(array) + 1, np.int64)
     codes, counts = np.empty(len(array), np.int16), np.zeros((len(array), 3), np.int64)
-    keys, cuts = tables()
+    keys, cuts = table()
     of_words = (unicode.classes(), flags(), keys[: len(keys) * (rule == "unicode")], cuts)
     points = np.array([ord(stop) for stop in stops], np.int64)
     used = _clean(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from factory.kernels import jit, unicode
 from factory.kernels.addresses import address, digit
 from factory.kernels.arrow import view
-from factory.kernels.english import UNITS, exceptions, flags
+from factory.kernels.english import exceptions, flags
 from factory.kernels.hashing import (
     HIGH,
     SEED,
@@ -31,9 +31,9 @@ from factory.kernels.hashing import (
     load8,
     lowest,
 )
+from factory.kernels.lookup import JOINED, entry_of, known, put, table
 from factory.kernels.words import Words, empty
 
-_SLOTS = 1 << 12
 _LONGEST = 1 << 16
 # What may end a word of letters: 1 a space, 2 a mark that is cut off if a space follows, 3 a full stop.
 _ENDS = np.zeros(256, np.uint8)
@@ -44,57 +44,16 @@ _ENDS.setflags(write=False)
 
 
 @lru_cache(maxsize=1)
-def tables() -> tuple[np.ndarray, np.ndarray]:
-    """(hashes, cuts) of the exceptions and units in an open-addressed table: in `cuts` the lengths of the first two
-    pieces, 8 bits each; bit 16 marks an exception, bit 17 a unit, bit 18 an exception that the rules would cut."""
-    keys, cuts = np.zeros(_SLOTS, np.uint64), np.zeros(_SLOTS + 2048, np.uint32)
-
-    def put(word: str, value: int) -> None:
-        data = np.frombuffer(word.encode(), np.uint8)
-        key = np.uint64(hash_bytes(data, 0, len(data)))
-        slot = int(key >> np.uint64(20)) & (_SLOTS - 1)
-        while keys[slot] not in (0, key):
-            slot = (slot + 1) & (_SLOTS - 1)
-        keys[slot] = key
-        cuts[slot] |= np.uint32(value)
-        bit = int(key >> np.uint64(40)) & 0xFFFF
-        cuts[_SLOTS + (bit >> 5)] |= np.uint32(1 << (bit & 31))
-
-    for word, pieces in exceptions().items():
-        sizes = [len(piece.encode()) for piece in pieces]
-        put(word, 1 << 16 | (sizes[0] | (sizes[1] << 8 if len(sizes) > 2 else 0) if len(sizes) > 1 else 0))
-    for unit in UNITS:
-        put(unit, 1 << 17)
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """The table of exceptions, with JOINED on those that the rules alone would cut."""
+    keys, values = (column.copy() for column in table())
     words = pa.array(list(exceptions()), pa.large_string())
     room = empty(len(words), words.nbytes)
-    _run(words, np.ones(len(words), np.bool_), (np.zeros_like(keys), np.zeros_like(cuts)), room)
+    _run(words, np.ones(len(words), np.bool_), (np.zeros_like(keys), np.zeros_like(values)), room)
     for word, count in zip(exceptions(), np.diff(room.doc), strict=True):
         if count > 1:
-            put(word, 1 << 18)
-    return keys, cuts
-
-
-@jit
-def _entry(key, keys, cuts):
-    """The entry of a hash in the table; 0 where it has none."""
-    # The last part of `cuts` is a bit a hash that may be there: nearly all are not.
-    bit = np.int64(key >> np.uint64(40)) & 0xFFFF
-    if cuts[len(keys) + (bit >> 5)] >> (bit & 31) & 1 == 0:
-        return np.int64(0)
-    slot = np.int64(key >> np.uint64(20)) & (len(keys) - 1)
-    while keys[slot]:
-        if keys[slot] == key:
-            return np.int64(cuts[slot])
-        slot = (slot + 1) & (len(keys) - 1)
-    return np.int64(0)
-
-
-@jit
-def known(data, start, end, keys, cuts):
-    """The entry of `data[start:end]` in the table; 0 where it has none."""
-    if end - start > 24 or end <= start:
-        return np.int64(0)
-    return _entry(hash_bytes(data, start, end), keys, cuts)
+            put(keys, values, word, JOINED)
+    return keys, values
 
 
 @jit
@@ -383,7 +342,7 @@ def _tokens(
                 mark = 0
             if i > first and mark:
                 whole, small = hash_both(data, first, i)
-                entry = _entry(whole, keys, cuts) & 0xFF
+                entry = entry_of(whole, keys, cuts) & 0xFF
                 if mark > 1:
                     entry |= known(data, first, i + 1, keys, cuts)
                 if entry == 0:
@@ -450,4 +409,4 @@ def _run(array: pa.Array, alive: np.ndarray, tables: tuple[np.ndarray, np.ndarra
 
 def tokens(array: pa.Array, alive: np.ndarray, room: Words) -> int:
     """Write the tokens of the rows of `array` that are alive into `room`; returns how many they are."""
-    return _run(array, alive, tables(), room)
+    return _run(array, alive, _tables(), room)

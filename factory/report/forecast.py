@@ -104,13 +104,19 @@ def text(planned: Plan, tokens: float | None = None) -> str:
             hours += begun / speed / 3600
             shown = f"{speed / 1e6:,.1f}"
             lines.append(f"{number:<6} {OTHER:34} {_bytes(begun):>10} {'':7} {shown:>10} {begun / speed / 3600:12,.3f}")
-        lines.append(f"{'':6} → {max(1, round(size / per_shard)):,} shards of {_bytes(per_shard)} of text, {_bytes(size)}")
+        lines.append(
+            f"{'':6} → {max(1, round(size / per_shard)):,} shards of {_bytes(per_shard)} of text, {_bytes(size)}"
+        )
         wide = max(wide, size)
     packed = rates.get("parquet", Rate())
     ratio = packed.cpu_seconds / packed.bytes_in if packed.bytes_in else None
-    lines.append(f"in all {hours:,.2f} core-hours" + (f" and what is not measured: {', '.join(unknown)}" if unknown else ""))
+    lines.append(
+        f"in all {hours:,.2f} core-hours" + (f" and what is not measured: {', '.join(unknown)}" if unknown else "")
+    )
     if ratio:
-        lines.append(f"disk: {_bytes(size * ratio)} of Parquet for the rows, {_bytes(wide * ratio)} for the widest stage")
+        lines.append(
+            f"disk: {_bytes(size * ratio)} of Parquet for the rows, {_bytes(wide * ratio)} for the widest stage"
+        )
     if unknown:
         lines.append(
             f"steps marked ? have never run below {planned.root}: run the recipe on a sample of the input first, "

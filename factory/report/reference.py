@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
 import textwrap
 import typing
@@ -16,7 +15,6 @@ from factory.engine.step import Filter, Gather, Map, Regroup, Source, Step
 KINDS: tuple[type[Step], ...] = (Source, Map, Filter, Regroup, Gather)
 
 
-@functools.cache
 def _field_texts(cls: type[Step]) -> dict[str, str]:
     """The string below each field of a class and of its bases."""
     found: dict[str, str] = {}
@@ -26,9 +24,10 @@ def _field_texts(cls: type[Step]) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(body, ast.ClassDef)
         for one, after in zip(body.body, body.body[1:], strict=False):
-            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(after, ast.Expr):
-                if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                    found[one.target.id] = " ".join(inspect.cleandoc(after.value.value).split())
+            text = after.value if isinstance(after, ast.Expr) else None
+            named = isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+            if named and isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[one.target.id] = " ".join(inspect.cleandoc(text.value).split())  # type: ignore[attr-defined]
     return found
 
 
@@ -52,7 +51,7 @@ def _bound(bound: object) -> str:
     return ", ".join(f"{s} {getattr(bound, n)}" for n, s in signs.items() if getattr(bound, n, None) is not None)
 
 
-def _default(field: dataclasses.Field) -> str:  # type: ignore[type-arg]
+def _default(field: dataclasses.Field) -> str:
     if field.default is dataclasses.MISSING:
         return "required"
     value = field.default
@@ -67,9 +66,7 @@ def options(step: type[Step]) -> list[tuple[str, str, str, str]]:
     """(name, type, default, meaning) of each option."""
     hints = typing.get_type_hints(step, include_extras=True)
     texts = _field_texts(step)
-    return [
-        (f.name, _type_text(hints[f.name]), _default(f), texts.get(f.name, "")) for f in dataclasses.fields(step)
-    ]
+    return [(f.name, _type_text(hints[f.name]), _default(f), texts.get(f.name, "")) for f in dataclasses.fields(step)]
 
 
 def text(name: str | None) -> str:
@@ -101,9 +98,19 @@ def markdown() -> str:
         "Any step takes `keep_rows = true`: its stage ends there and its rows stay, for recipes that begin alike.",
     ]
     for name, step in sorted(all_steps().items()):
-        blocks += ["", f"## {name}", "", f"*{kind(step)}, version {step.version}*", "", inspect.cleandoc(step.__doc__ or "")]
+        blocks += [
+            "",
+            f"## {name}",
+            "",
+            f"*{kind(step)}, version {step.version}*",
+            "",
+            inspect.cleandoc(step.__doc__ or ""),
+        ]
         rows = options(step)
         if rows:
             blocks += ["", "| option | type | default | meaning |", "| --- | --- | --- | --- |"]
-            blocks += ["| " + " | ".join(f"`{c}`" if i in (0, 2) else c.replace("|", "\\|") for i, c in enumerate(r)) + " |" for r in rows]
+            blocks += [
+                "| " + " | ".join(f"`{c}`" if i in (0, 2) else c.replace("|", "\\|") for i, c in enumerate(r)) + " |"
+                for r in rows
+            ]
     return "\n".join(blocks) + "\n"

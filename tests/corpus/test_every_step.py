@@ -27,9 +27,20 @@ HARD: dict[str, list[bytes]] = {
     "50 MB in one document": [(PROSE * (BIG // len(PROSE))).encode()],
     "50 MB in one word": [b"a" * BIG],
     "50 MB of lines": [b"\n" * BIG],
-    "not UTF-8": [b"\xff\xfe\x00", b"caf\xe9 au lait", b"\xe2\x82", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", PROSE.encode()],
+    "not UTF-8": [
+        b"\xff\xfe\x00",
+        b"caf\xe9 au lait",
+        b"\xe2\x82",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        PROSE.encode(),
+    ],
     "NUL bytes": [b"\x00", b"a\x00b \x00\x00 c", PROSE.encode() + b"\x00"],
-    "other scripts": ["统一码是一种字符编码标准。".encode(), "ภาษาไทยไม่มีช่องว่าง".encode(), "🙂 e\u0301 \u200d\ufeff".encode()],
+    "other scripts": [
+        "统一码是一种字符编码标准。".encode(),
+        "ภาษาไทยไม่มีช่องว่าง".encode(),
+        "🙂 e\u0301 \u200d\ufeff".encode(),
+    ],
 }
 
 
@@ -76,7 +87,9 @@ def test_a_step_runs_on_hard_input(name, case, tokenizer):
         result = step(batch, Memo(len(rows)))
         out = result.batch if isinstance(result, Mapped) else result
         assert out.num_rows == len(rows)
-        assert all(len(a) == len(rows) for a in (getattr(result, "reasons", None), getattr(result, "errors", None)) if a)
+        assert all(
+            len(a) == len(rows) for a in (getattr(result, "reasons", None), getattr(result, "errors", None)) if a
+        )
     elif isinstance(step, Gather):
         docs = np.arange(len(rows), dtype=np.uint64)
         assert step.emit(batch, Memo(len(rows)), docs)

@@ -20,8 +20,10 @@ ARTICLE = "<html><body><article><h1>Title</h1><p>{}</p></article></body></html>"
 def run(
     pages: list[Any], hints: list[str | None] | None = None, alive: list[bool] | None = None, **options: Any
 ) -> Mapped:
-    columns = {"id": pa.array([str(i) for i in range(len(pages))], pa.large_string()),
-               "html": pa.array(pages, pa.large_binary())}
+    columns = {
+        "id": pa.array([str(i) for i in range(len(pages))], pa.large_string()),
+        "html": pa.array(pages, pa.large_binary()),
+    }
     if hints:
         columns["charset"] = pa.array(hints, pa.large_string())
     batch = pa.RecordBatch.from_pydict(columns)
@@ -62,11 +64,20 @@ def test_character_sets() -> None:
     utf8, latin = ARTICLE.format(word).encode(), ARTICLE.format(word).encode("cp1252")
     japanese = ARTICLE.format("日本語の文章です。これはテストです。")
     meta = '<html><head><meta charset="{}"></head>'
-    assert all(word in text for text in texts(
-        utf8, latin, b"\xef\xbb\xbf" + utf8, b"\xff\xfe" + utf8.decode().encode("utf-16-le"), utf8, latin, latin,
-        (meta.format("windows-1252")).encode() + latin,
-        hints=[None, "iso-8859-1", "latin1", "ascii", "iso-8859-1", "windows-1252", "no-such-set", None],
-    ))
+    assert all(
+        word in text
+        for text in texts(
+            utf8,
+            latin,
+            b"\xef\xbb\xbf" + utf8,
+            b"\xff\xfe" + utf8.decode().encode("utf-16-le"),
+            utf8,
+            latin,
+            latin,
+            (meta.format("windows-1252")).encode() + latin,
+            hints=[None, "iso-8859-1", "latin1", "ascii", "iso-8859-1", "windows-1252", "no-such-set", None],
+        )
+    )
     for encoding in ("shift_jis", "euc-jp", "iso-2022-jp"):
         page = japanese.encode(encoding)
         found = texts(page, meta.format(encoding).encode() + page, hints=[encoding, None])

@@ -45,7 +45,9 @@ def test_one_document_a_file(tmp_path: Path) -> None:
         step = ingest.Folder(glob=f"{tmp_path}/**/*")
         table, failures = collect(step, target)
         assert table.to_pylist() == [
-            {"id": "a.txt", "text": "one\0"}, {"id": "b/c/empty.txt", "text": ""}, {"id": "b/two.md", "text": "two"},
+            {"id": "a.txt", "text": "one\0"},
+            {"id": "b/c/empty.txt", "text": ""},
+            {"id": "b/two.md", "text": "two"},
         ]
         assert [(f.id, f.place, f.data) for f in failures] == [("latin.txt", "latin.txt:3", b"caf\xe9")]
     assert len(step.splits(CONTEXT, 5)) > 1
@@ -130,7 +132,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "inner/code.py": (
             b'class A:\n    """Class."""\n    def f(self):\n        """%s\n        end"""\n'
             b'    @property\n    def f(self):\n        """%s"""\n\nasync def g():\n    \'plain\'\n'
-        ) % (b"long " * 400, b"more " * 400),
+        )
+        % (b"long " * 400, b"more " * 400),
         "inner/latin.py": b"# -*- coding: latin-1 -*-\n'''caf\xe9'''\n",
         "inner/bad.py": b"'''caf\xe9'''\n",
         "inner/nul.py": b"x = '\0'\n",
@@ -158,11 +161,23 @@ def test_packages_are_read_and_not_imported(packages: Path) -> None:
         rows = {row["id"]: row for row in table.to_pylist()}
         assert len(rows) == len(table)
         assert sorted(rows) == sorted(
-            [f"trapdoor/{name}" for name in (
-                "__init__.py", "__init__.py#__doc__", "inner/README.md", "inner/code.py", "inner/code.py#A.f",
-                "inner/code.py#A.f:2", "inner/code.py#__doc__", "inner/latin.py", "inner/latin.py#__doc__",
-                "inner/nul.py", "inner/python2.py", "inner/surrogate.py",
-            )]
+            [
+                f"trapdoor/{name}"
+                for name in (
+                    "__init__.py",
+                    "__init__.py#__doc__",
+                    "inner/README.md",
+                    "inner/code.py",
+                    "inner/code.py#A.f",
+                    "inner/code.py#A.f:2",
+                    "inner/code.py#__doc__",
+                    "inner/latin.py",
+                    "inner/latin.py#__doc__",
+                    "inner/nul.py",
+                    "inner/python2.py",
+                    "inner/surrogate.py",
+                )
+            ]
         )
         assert sorted(f.id for f in failures) == ["trapdoor/inner/bad.py", "trapdoor/inner/surrogate.py#__doc__"]
     assert "trapdoor" not in sys.modules

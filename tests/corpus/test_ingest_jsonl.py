@@ -171,8 +171,10 @@ def oracle(line: bytes) -> tuple[Any, dict[str, Any]] | None:
 def test_spoilt_lines_as_the_standard_library_reads_them(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     seeds = [line for line, _ in ODD[:5]] + [line for line, _ in ODD[6:]] + BAD
-    seeds += [json.dumps({"text": "é€😀", "n": [1.5e-3, -0, {"a": [True, None, "\\u0041"]}]}, ensure_ascii=a).encode()
-              for a in (True, False)]
+    seeds += [
+        json.dumps({"text": "é€😀", "n": [1.5e-3, -0, {"a": [True, None, "\\u0041"]}]}, ensure_ascii=a).encode()
+        for a in (True, False)
+    ]
     lines = [b'{"text": "first"}']
     for _ in range(4000):
         spoilt = bytearray(chance.choice(seeds).rstrip(b"\n"))
@@ -211,7 +213,11 @@ def test_conversations(tmp_path: Path) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
     glob = write(
         tmp_path / "a.jsonl",
-        {"messages": turns, "prompt": "plain"}, {"messages": tools}, {"messages": "none"}, {"messages": parts}, {},
+        {"messages": turns, "prompt": "plain"},
+        {"messages": tools},
+        {"messages": "none"},
+        {"messages": parts},
+        {},
     )
     table, failures = collect(ingest.JsonLines(glob=glob))
     assert table.schema.names == ["id", "messages", "prompt", "metadata"]

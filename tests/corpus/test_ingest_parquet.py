@@ -56,7 +56,12 @@ def test_all_columns_widened(tmp_path: Path) -> None:
     assert not failures
     assert table.schema.names == ["id", "text", "score", "kind", "html", "nothing", "turns"]
     assert [str(t) for t in table.schema.types[:6]] == [
-        "large_string", "large_string", "int64", "large_string", "large_binary", "large_string",
+        "large_string",
+        "large_string",
+        "int64",
+        "large_string",
+        "large_binary",
+        "large_string",
     ]
     assert table["id"].to_pylist() == [f"a.parquet#{i}" for i in range(3)]
     assert table["text"].to_pylist() == ["a\0", "", "é"] and table["kind"].to_pylist() == ["x", None, "x"]
@@ -94,8 +99,10 @@ def test_names_columns_and_drift(tmp_path: Path) -> None:
 def test_bad_rows_fail_and_the_others_are_read(tmp_path: Path) -> None:
     glob = write(
         tmp_path / "a.parquet",
-        {"text": invalid([b"ok", b"\xffbad", b"fine", b"", b"\xed\xa0\x80", b"end"]),
-         "url": invalid([b"u", b"u", b"\xfe", b"u", b"u", b"u"])},
+        {
+            "text": invalid([b"ok", b"\xffbad", b"fine", b"", b"\xed\xa0\x80", b"end"]),
+            "url": invalid([b"u", b"u", b"\xfe", b"u", b"u", b"u"]),
+        },
     )
     table, failures = collect(ingest.Parquet(glob=glob))
     assert table["text"].to_pylist() == ["ok", "", "end"]

@@ -189,8 +189,17 @@ def test_records_of_all_kinds(tmp_path: Path, form: str) -> None:
     assert not failures
     assert {row["id"]: row["html"] for row in rows} == {
         f"<urn:uuid:{n}>": body
-        for n, body in [(2, PAGE), (4, b"<html>"), (5, PAGE), (6, PAGE), (7, PAGE), (8, PAGE), (12, b""),
-                        (13, zlib.decompressobj(31).decompress(gzip.compress(PAGE)[:-12])), (14, b"<html")]
+        for n, body in [
+            (2, PAGE),
+            (4, b"<html>"),
+            (5, PAGE),
+            (6, PAGE),
+            (7, PAGE),
+            (8, PAGE),
+            (12, b""),
+            (13, zlib.decompressobj(31).decompress(gzip.compress(PAGE)[:-12])),
+            (14, b"<html"),
+        ]
     }
     assert rows[0]["charset"] == "utf-8" and rows[0]["content_type"] == "text/html; charset=utf-8"
     assert rows[0]["url"] == "http://example.com/2" and rows[-3]["charset"] is None

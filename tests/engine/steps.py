@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -48,10 +49,7 @@ class Numbers(Source):
         if self.streamed:
             return [Split("numbers", 0, self.rows, self.rows * 8 * self.words)]
         edges = np.linspace(0, self.rows, self.shards + 1).astype(int)
-        return [
-            Split("numbers", int(a), int(b), int(b - a) * 8 * self.words)
-            for a, b in zip(edges, edges[1:], strict=False)
-        ]
+        return [Split("numbers", int(a), int(b), int(b - a) * 8 * self.words) for a, b in itertools.pairwise(edges)]
 
     def whole(self, split: Split) -> bool:
         return self.streamed
@@ -72,9 +70,7 @@ class Numbers(Source):
                 words = np.random.default_rng(number % self.distinct).integers(0, 10**6, self.words)
                 ids.append(f"n{number}")
                 texts.append(" ".join(map(str, words)))
-            yield pa.record_batch(
-                {"id": pa.array(ids, pa.large_string()), "text": pa.array(texts, pa.large_string())}
-            )
+            yield pa.record_batch({"id": pa.array(ids, pa.large_string()), "text": pa.array(texts, pa.large_string())})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,14 @@ def test_reading_statements_are_allowed(root, statement):
 
 @pytest.mark.parametrize(
     "statement",
-    ["drop view a", "create table x (i int)", "copy a to 'x.csv'", "delete from a", "select 1; drop view a", "attach 'x'"],
+    [
+        "drop view a",
+        "create table x (i int)",
+        "copy a to 'x.csv'",
+        "delete from a",
+        "select 1; drop view a",
+        "attach 'x'",
+    ],
 )
 def test_factory_sql_changes_nothing(root, statement, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -59,7 +66,7 @@ def test_factory_sql_changes_nothing(root, statement, tmp_path, monkeypatch):
 
 
 def test_a_wrong_name_is_answered_with_the_nearest(root):
-    with pytest.raises(FactoryError, match="a_droped.*did you mean 'a_dropped'"):
+    with pytest.raises(FactoryError, match=r"a_droped.*did you mean 'a_dropped'"):
         catalog.query(root, "select * from a_droped")
     with pytest.raises(FactoryError, match="no such finished dataset"):
         manifest.load(root, "c@1")

@@ -19,9 +19,7 @@ from factory.engine import files, manifest
 from tests.conftest import REPOSITORY
 from tests.engine.build import build, check_law, content, make
 
-OPTIONAL = st.lists(
-    st.sampled_from(["Shout", "DropOdd", "Once", "Pairs"]), min_size=0, max_size=4, unique=True
-)
+OPTIONAL = st.lists(st.sampled_from(["Shout", "DropOdd", "Once", "Pairs"]), min_size=0, max_size=4, unique=True)
 
 
 @given(rows=st.integers(0, 300), shards=st.integers(1, 7), bad=st.booleans(), steps=OPTIONAL, data=st.data())

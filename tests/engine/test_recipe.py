@@ -15,7 +15,10 @@ GOOD = {"use": "Numbers", "rows": 20, "shards": 2}
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        ({"use": "Numbers", "rws": 3}, r"step 1 \(tests.engine.steps:Numbers\): unknown option 'rws' \(did you mean 'rows'\?\)"),
+        (
+            {"use": "Numbers", "rws": 3},
+            r"step 1 \(tests.engine.steps:Numbers\): unknown option 'rws' \(did you mean 'rows'\?\)",
+        ),
         ({"use": "Numbers", "rows": "3"}, r"option rows = '3': should be a valid integer"),
         ({"use": "Numbers", "rows": 3.5}, r"option rows = 3.5: should be a valid integer"),
         ({"use": "Numbers", "rows": -1}, r"option rows = -1: should be greater than or equal to 0"),
@@ -121,7 +124,9 @@ def test_dropped_rows_are_kept_as_the_policy_says(tmp_path, policy, texts):
     import duckdb
 
     built = build(make({**GOOD, "rows": 20, "distinct": 10}, {"use": "Once"}), tmp_path, dropped=policy)
-    found = duckdb.sql(f"select count(*), count(text), count(kept_id) from '{built.folder}/dropped/*.parquet'").fetchall()
+    found = duckdb.sql(
+        f"select count(*), count(text), count(kept_id) from '{built.folder}/dropped/*.parquet'"
+    ).fetchall()
     assert found == [(10, texts, 10)]
 
 

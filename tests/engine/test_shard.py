@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import datasets
@@ -43,8 +44,8 @@ def test_bytes_do_not_depend_on_how_rows_arrive(tmp_path, monkeypatch, rows, cut
     monkeypatch.setattr(shard, "ROW_GROUP_BYTES", 200)
     whole = batch_of(rows)
     edges = sorted({0, len(rows), *(c for c in cuts if c < len(rows))})
-    sliced = [whole.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
-    built = [batch_of(rows[a:b], small) for a, b in zip(edges, edges[1:], strict=False)]
+    sliced = [whole.slice(a, b - a) for a, b in itertools.pairwise(edges)]
+    built = [batch_of(rows[a:b], small) for a, b in itertools.pairwise(edges)]
     first = written(tmp_path / "a", [whole])
     assert first == written(tmp_path / "b", sliced) == written(tmp_path / "c", built)
     back = pa.Table.from_batches(list(shard.read_batches(str(tmp_path / "a"), SCHEMA)), SCHEMA)

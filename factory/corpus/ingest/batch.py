@@ -75,9 +75,7 @@ class Rows:
     def flush(self) -> Iterator[pa.RecordBatch]:
         """Gives what is left, if anything."""
         if self._columns and self._columns[0]:
-            arrays = [
-                pa.array(values, field.type) for values, field in zip(self._columns, self.schema, strict=True)
-            ]
+            arrays = [pa.array(values, field.type) for values, field in zip(self._columns, self.schema, strict=True)]
             yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         self._columns = [[] for _ in self.schema]
         self._size = 0

@@ -157,9 +157,7 @@ def ranges(file: File, target: int, ratio: int = 1) -> list[Split]:
     """Byte ranges of a file, each about `target` bytes of text; `ratio` is text per byte of file."""
     pieces = max(1, min(file.size, round(file.size * ratio / max(target, 1))))
     bounds = [file.size * i // pieces for i in range(pieces + 1)]
-    return [
-        Split(file.path, first, last, (last - first) * ratio) for first, last in itertools.pairwise(bounds)
-    ]
+    return [Split(file.path, first, last, (last - first) * ratio) for first, last in itertools.pairwise(bounds)]
 
 
 def groups(files: list[File], path: str, target: int) -> list[Split]:

@@ -60,8 +60,9 @@ class Folder(Source):
                 try:
                     data.decode()
                 except UnicodeDecodeError as error:
-                    yield Failure(file.name, f"not UTF-8: {error.reason}", f"{file.name}:{error.start}",
-                                  data[: files.SHOWN])
+                    yield Failure(
+                        file.name, f"not UTF-8: {error.reason}", f"{file.name}:{error.start}", data[: files.SHOWN]
+                    )
                     continue
             yield from rows.add((file.name, data))
         yield from rows.flush()

@@ -178,9 +178,7 @@ class _Layout:
         shape = (len(self.keys), len(starts))
         begin, stop, form = np.empty(shape, np.int64), np.empty(shape, np.int64), np.zeros(shape, np.uint8)
         rest, rest_at = np.empty(len(body), np.uint8), np.empty(len(starts) + 1, np.int64)
-        js.scan(
-            data, starts, ends, self._names, self._places, self._kinds, state, begin, stop, form, rest, rest_at
-        )
+        js.scan(data, starts, ends, self._names, self._places, self._kinds, state, begin, stop, form, rest, rest_at)
         columns: list[pa.Array] = []
         rows = np.flatnonzero(state == js.OK)
         odd_nested: set[int] = set()

@@ -49,8 +49,21 @@ class PythonPackages(Source):
     """
 
     packages: tuple[str, ...] = (
-        "numpy", "scipy", "torch", "transformers", "pyarrow", "polars", "duckdb", "datatrove", "datasets", "numba",
-        "networkx", "fsspec", "huggingface_hub", "pydantic", "jinja2",
+        "numpy",
+        "scipy",
+        "torch",
+        "transformers",
+        "pyarrow",
+        "polars",
+        "duckdb",
+        "datatrove",
+        "datasets",
+        "numba",
+        "networkx",
+        "fsspec",
+        "huggingface_hub",
+        "pydantic",
+        "jinja2",
     )
     """Names of top-level packages, as they are imported."""
     stdlib: bool = True

@@ -51,8 +51,9 @@ class Warc(Source):
         return pa.schema([*columns, ("charset", _TEXT), *_dump(self.dump)])
 
     def read(self, split: Split) -> Iterator[pa.RecordBatch | Failure | Seam]:
-        yield from _read(split, files.below(self.glob, split.path), self._wanted, self._row,
-                         Rows(self.start(Context())))
+        yield from _read(
+            split, files.below(self.glob, split.path), self._wanted, self._row, Rows(self.start(Context()))
+        )
 
     def _wanted(self, record: Record, head: bytes) -> bool:
         if record.kind != "response" or not record.header("content-type").startswith("application/http"):
@@ -103,8 +104,9 @@ class Wet(Source):
         return pa.schema([*columns, *_dump(self.dump)])
 
     def read(self, split: Split) -> Iterator[pa.RecordBatch | Failure | Seam]:
-        yield from _read(split, files.below(self.glob, split.path), self._wanted, self._row,
-                         Rows(self.start(Context())))
+        yield from _read(
+            split, files.below(self.glob, split.path), self._wanted, self._row, Rows(self.start(Context()))
+        )
 
     def _wanted(self, record: Record, head: bytes) -> bool:
         return record.kind == "conversion"
@@ -146,5 +148,6 @@ def _read(split: Split, name: str, wanted: Any, make: Any, rows: Rows) -> Iterat
                     yield from rows.add(row)
             except (ValueError, zlib.error) as error:
                 assert record
-                yield Failure(record.id or f"{name}#{record.place}", str(error), f"{name}:{record.place}",
-                              block[: files.SHOWN])
+                yield Failure(
+                    record.id or f"{name}#{record.place}", str(error), f"{name}:{record.place}", block[: files.SHOWN]
+                )
