@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from factory.kernels import jit
+from factory.kernels.english import HOST, LOWER
+from factory.kernels.unicode import DIGIT, LETTER, UNDERSCORE
+
+_WORD = LETTER | DIGIT | UNDERSCORE
 
 
 @jit
 def digit(code):
+    """True for 0 to 9."""
     return 48 <= code <= 57
 
 
@@ -23,7 +28,7 @@ def host(text, lo, hi, table):
                 return False
             labels += 1
             label = k + 1
-        elif table[code] & 512 == 0 and ((code != 95 and code != 45) or k == label):
+        elif table[code] & HOST == 0 and ((code != 95 and code != 45) or k == label):
             break
         elif not digit(code):
             numeric = False
@@ -34,7 +39,7 @@ def host(text, lo, hi, table):
         if k - label < 2:
             return False
         for j in range(label, k):
-            if table[text[j]] & 2 == 0:
+            if table[text[j]] & LOWER == 0:
                 return False
     if k < hi and text[k] == 58:
         port = k + 1
@@ -60,7 +65,7 @@ def address(text, lo, hi, table, classes):
         return True
     begin = lo
     k = lo
-    while k < hi and (classes[text[k]] & 11 or text[k] == 43 or text[k] == 45 or text[k] == 46):
+    while k < hi and (classes[text[k]] & _WORD or text[k] == 43 or text[k] == 45 or text[k] == 46):
         k += 1
     if k - lo >= 2 and k + 2 < hi and text[k] == 58 and text[k + 1] == 47 and text[k + 2] == 47:
         begin = k + 3

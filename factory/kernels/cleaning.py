@@ -10,10 +10,11 @@ import pyarrow as pa
 from factory.engine.step import Memo
 from factory.kernels import jit, unicode
 from factory.kernels.arrow import string_array, view
-from factory.kernels.english import flags
+from factory.kernels.english import BEFORE_DOT, LOWER, QUOTE, UPPER, flags
 from factory.kernels.hashing import decode
 from factory.kernels.lines import last_point, strip
-from factory.kernels.lookup import known, table
+from factory.kernels.lookup import EXCEPTION, known, table
+from factory.kernels.unicode import DIGIT, LETTER, PUNCTUATION, SPACE, TERMINAL
 from factory.kernels.words import words
 
 
@@ -47,6 +48,7 @@ for _number, (_letter, _phrase) in reversed(list(enumerate(_PHRASES))):
     _CLUE[[ord(_letter), ord(_letter.upper())]] = _number + 1
     _SPELLED[_number, : len(_phrase)] = np.frombuffer(_phrase.encode(), np.uint8)
 _CLUE[ord("{")] = 255
+_LOREM, _JAVASCRIPT, _BRACKET, _POLICY = 1, 2, 4, 8
 
 
 @jit
@@ -58,7 +60,7 @@ def _signs(text, start, end, clue, spelled, at):
         if number == 0:
             continue
         if number == 255:
-            found |= 4
+            found |= _BRACKET
             continue
         letter = text[i] | 0x20
         phrase = np.int64(number) - 1
@@ -72,7 +74,7 @@ def _signs(text, start, end, clue, spelled, at):
                         break
                     k += 1
                 if spelled[phrase, k] == 0:
-                    found |= 2 if phrase == 0 else 1 if phrase == 7 else 8
+                    found |= _JAVASCRIPT if phrase == 0 else _LOREM if phrase == 7 else _POLICY
             phrase += 1
     return found
 
@@ -83,7 +85,7 @@ def _citation(data, i, end, classes):
     k = i + 1
     while k < end and data[k] != 93:
         code, size = decode(data, k, end)
-        if classes[code] & 2 == 0 or not (48 <= code <= 57 or code >= 0x660):
+        if classes[code] & DIGIT == 0 or not (48 <= code <= 57 or code >= 0x660):
             break
         k += size
     if k < end and data[k] == 93:
@@ -119,24 +121,24 @@ def _copy(data, a, b, out, place, classes, citations):
 def _ends_sentence(text, start, i, size, end, code, classes, flags, keys, cuts):
     """True where the stop at i would be a token of its own: not in `U.S.`, `3.5`, `e.g.`, `...`."""
     after = decode(text, i + size, end)[0] if i + size < end else np.int64(32)
-    inside = classes[after] & 3 != 0
+    inside = classes[after] & (LETTER | DIGIT) != 0
     if code != 46:
         return not inside or code > 0x7F
     if i == start or after == 46:
         return False
     before, width = last_point(text, start, i)
     if inside:
-        return flags[before] & 66 != 0 and flags[after] & 68 != 0
-    if flags[before] & 4 and flags[before] & 128 == 0:
-        return i - width > start and flags[last_point(text, start, i - width)[0]] & 4 != 0
-    if before == 46 or flags[before] & 128 == 0:
+        return flags[before] & (LOWER | QUOTE) != 0 and flags[after] & (UPPER | QUOTE) != 0
+    if flags[before] & UPPER and flags[before] & BEFORE_DOT == 0:
+        return i - width > start and flags[last_point(text, start, i - width)[0]] & UPPER != 0
+    if before == 46 or flags[before] & BEFORE_DOT == 0:
         return False
     word = i
     while word > start and i - word < 24 and text[word - 1] > 32:
         word -= 1
-    while word < i and text[word] < 0x80 and classes[text[word]] & 128:
+    while word < i and text[word] < 0x80 and classes[text[word]] & PUNCTUATION:
         word += 1
-    return known(text, word, i + 1, keys, cuts) & (1 << 16) == 0
+    return known(text, word, i + 1, keys, cuts) & EXCEPTION == 0
 
 
 @jit
@@ -147,16 +149,16 @@ def sentences(text, start, end, classes, flags, keys, cuts):
     i = start
     while i < end:
         if not ended:
-            while i < end and text[i] < 0x80 and classes[text[i]] & 64 == 0:
+            while i < end and text[i] < 0x80 and classes[text[i]] & TERMINAL == 0:
                 i += 1
             if i == end:
                 break
         code, size = decode(text, i, end)
         flag = classes[code]
-        if ended and flag & 144 == 0:  # neither SPACE nor PUNCTUATION
+        if ended and flag & (SPACE | PUNCTUATION) == 0:
             count += 1
             ended = False
-        if flag & 64 and not ended:  # TERMINAL
+        if flag & TERMINAL and not ended:
             ended = _ends_sentence(text, start, i, size, end, code, classes, flags, keys, cuts)
         i += size
     return count
@@ -193,7 +195,7 @@ def _clean(offsets, data, alive, rules, stops, tables, lines, clue, spelled, at,
                 if role == 4:
                     code, size = decode(data, i, end)
                     role = 0
-                    if classes[code] & 16:
+                    if classes[code] & SPACE:
                         role = 1 if code == 0x85 or code == 0x2028 or code == 0x2029 else 3
                 if role == 0:
                     number += run == 0
@@ -222,15 +224,15 @@ def _clean(offsets, data, alive, rules, stops, tables, lines, clue, spelled, at,
                 continue
             signs = _signs(out, line, stop, clue, spelled, at)
             if signs:
-                if lorem and signs & 1:
+                if lorem and signs & _LOREM:
                     codes[row] = 0
                     continue
-                if javascript and signs & 2:
+                if javascript and signs & _JAVASCRIPT:
                     continue
-                if bracket and signs & 4:
+                if bracket and signs & _BRACKET:
                     codes[row] = 1
                     continue
-                if policy and signs & 8:
+                if policy and signs & _POLICY:
                     continue
             kept += 1
             if len(keys):
@@ -275,16 +277,20 @@ def _count(text, alive, classes, doc, start, length, kinds, counts):
             i = start[w]
             end = i + length[w]
             fresh = last < 0
+            blank = i > last + 1 or (i == last + 1 and text[last] != 32)  # white space that is a token too
             while not fresh and last < i:
                 fresh = text[last] == 10
                 last += 1
+            if ended and blank and not fresh:
+                count += 1
+                ended = False
             last = end
             mark = stop = False
-            if kinds[w] & 3 == 0:
+            if kinds[w] & (LETTER | DIGIT) == 0:
                 code, size = decode(text, i, end)
-                stop = size == length[w] and classes[code] & 64 != 0
+                stop = size == length[w] and classes[code] & TERMINAL != 0
                 mark = stop
-                while not mark and i < end and classes[code] & 128:
+                while not mark and i < end and classes[code] & PUNCTUATION:
                     i += size
                     mark = i == end
                     code, size = decode(text, i, end) if i < end else (code, size)

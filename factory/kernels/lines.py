@@ -12,6 +12,7 @@ from factory.engine.step import Memo
 from factory.kernels import jit, unicode
 from factory.kernels.arrow import view
 from factory.kernels.hashing import HIGH, SEED, absorb, decode, finish, hash_bytes, load, load8, lowest, ones
+from factory.kernels.unicode import SPACE
 
 BLANK, REPEATED = 1, 2
 """Flags of `Lines.kind`."""
@@ -54,12 +55,12 @@ def strip(data, start, end, classes):
     """(start, end) without the white space at both ends."""
     while start < end:
         code, size = decode(data, start, end)
-        if classes[code] & 16 == 0:
+        if classes[code] & SPACE == 0:
             break
         start += size
     while start < end:
         code, size = last_point(data, start, end)
-        if classes[code] & 16 == 0:
+        if classes[code] & SPACE == 0:
             break
         end -= size
     return start, end
@@ -126,7 +127,7 @@ def _lines(offsets, data, alive, classes, doc, start, length, chars, hashes, las
                 hashes[n] = finish(state, bytes8, i - first)
                 last[n] = last_point(data, first, i)[0]
                 code, size = decode(data, first, i)
-                blank = classes[code] & 16 != 0
+                blank = classes[code] & SPACE != 0
                 if blank:
                     a, b = strip(data, first, i, classes)
                     blank = a == b
@@ -141,7 +142,7 @@ def _lines(offsets, data, alive, classes, doc, start, length, chars, hashes, las
             table, mask = room(table, n - begin)
             for k in range(begin, n):
                 if put(table, mask, hashes[k]):
-                    kinds[k] |= np.uint8(2)
+                    kinds[k] |= np.uint8(REPEATED)
     doc[len(alive)] = n
     return n
 
@@ -169,12 +170,12 @@ def _line_counts(doc, chars, last, kinds, alive, stops, short, found):
             continue
         solid = stopped = brief = repeated = 0
         for k in range(doc[row], doc[row + 1]):
-            if kinds[k] & 1:
+            if kinds[k] & BLANK:
                 continue
             solid += 1
             stopped += stops[last[k]]
             brief += chars[k] <= short
-            if kinds[k] & 2:
+            if kinds[k] & REPEATED:
                 repeated += chars[k]
         found[row, 0] = solid
         found[row, 1] = stopped
@@ -213,7 +214,7 @@ def _repeats(offsets, data, alive, classes, doc, start, length, chars, kinds, fo
         repeated = long = paragraphs = again = size = 0
         gaps = False
         for k in range(begin, end):
-            if kinds[k] & 2:
+            if kinds[k] & REPEATED:
                 repeated += 1
                 long += chars[k]
             if k > begin and start[k] > start[k - 1] + length[k - 1] + 1:

@@ -41,7 +41,7 @@ def _ngrams(doc, hashes, chars, kinds, alive, spaced, found):
     for row in range(len(alive)):
         longest = max(longest, doc[row + 1] - doc[row])
     size = 16
-    while size < 2 * longest:
+    while 3 * size < 4 * longest:
         size *= 2
     table = np.empty(size, np.uint64)
     owner = np.empty(size, np.int32)
@@ -75,7 +75,7 @@ def _ngrams(doc, hashes, chars, kinds, alive, spaced, found):
                         left += 1
                 count = left
             size = 16
-            while size < 2 * count:
+            while 3 * size < 4 * count:
                 size *= 2
             table[:size] = 0
             _name(keys, places, count, table, owner, size - 1, names, times)

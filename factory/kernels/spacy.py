@@ -18,7 +18,19 @@ import pyarrow as pa
 from factory.kernels import jit, unicode
 from factory.kernels.addresses import address, digit
 from factory.kernels.arrow import view
-from factory.kernels.english import exceptions, flags
+from factory.kernels.english import (
+    ALPHA,
+    BEFORE_DOT,
+    CURRENCY,
+    INFIX,
+    LOWER,
+    PREFIX,
+    QUOTE,
+    SUFFIX,
+    UPPER,
+    exceptions,
+    flags,
+)
 from factory.kernels.hashing import (
     HIGH,
     SEED,
@@ -31,8 +43,9 @@ from factory.kernels.hashing import (
     load8,
     lowest,
 )
-from factory.kernels.lookup import JOINED, entry_of, known, put, table
-from factory.kernels.words import Words, empty
+from factory.kernels.lookup import EXCEPTION, JOINED, UNIT, entry_of, known, put, table
+from factory.kernels.unicode import DIGIT, LETTER, SPACE, SYMBOL
+from factory.kernels.words import HAS_LETTER, NOT_SYMBOL, Words, empty
 
 _LONGEST = 1 << 16
 # What may end a word of letters: 1 a space, 2 a mark that is cut off if a space follows, 3 a full stop.
@@ -58,14 +71,14 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 @jit
 def _exception(data, start, end, keys, cuts):
-    return known(data, start, end, keys, cuts) & (1 << 16) != 0
+    return known(data, start, end, keys, cuts) & EXCEPTION != 0
 
 
 @jit
 def _prefix(text, lo, hi, table):
     """How many code points are cut off in front of `text[lo:hi]`."""
     code = text[lo]
-    if table[code] & 8:
+    if table[code] & PREFIX:
         return 1
     following = text[lo + 1] if lo + 1 < hi else 0
     if code == 43:  # +
@@ -94,18 +107,18 @@ def _suffix(text, where, data, lo, hi, table, keys, cuts):
             while k > lo and text[k - 1] == 46:
                 k -= 1
             return hi - k
-        if before and table[before] & 128:
+        if before and table[before] & BEFORE_DOT:
             return 1
-        if hi - lo > 2 and table[before] & 4 and table[text[hi - 3]] & 4:
+        if hi - lo > 2 and table[before] & UPPER and table[text[hi - 3]] & UPPER:
             return 1
         return 0
-    if flag & 16:
+    if flag & SUFFIX:
         return 2 if code == 0x2026 and before == 0x2026 else 1
     if (code == 115 or code == 83) and (before == 39 or before == 0x2019):
         return 2
     if code == 43:
         return 1 if digit(before) else 0
-    if flag & 256:
+    if flag & CURRENCY:
         if digit(before):
             return 1
         if code == 36 and hi - lo > 2 and (before == 67 or before == 65) and digit(text[hi - 3]):
@@ -116,7 +129,7 @@ def _suffix(text, where, data, lo, hi, table, keys, cuts):
     k = hi - 1
     while k > lo and hi - k < 8 and not digit(text[k]):
         k -= 1
-    if digit(text[k]) and k + 1 < hi and known(data, where[k + 1], where[hi], keys, cuts) & (1 << 17):
+    if digit(text[k]) and k + 1 < hi and known(data, where[k + 1], where[hi], keys, cuts) & UNIT:
         return hi - k - 1
     return 0
 
@@ -129,7 +142,7 @@ def _infix(text, k, lo, hi, table):
     after = text[k + 1] if k + 1 < hi else 0
     left = table[before] if k > lo else np.uint16(0)
     right = table[after] if k + 1 < hi else np.uint16(0)
-    if table[code] & 32:
+    if table[code] & INFIX:
         return 1
     if code == 46:
         if after == 46:
@@ -137,22 +150,22 @@ def _infix(text, k, lo, hi, table):
             while end < hi and text[end] == 46:
                 end += 1
             return end - k
-        return 1 if left & 66 and right & 68 else 0  # LOWER or QUOTE, then UPPER or QUOTE
+        return 1 if left & (LOWER | QUOTE) and right & (UPPER | QUOTE) else 0
     if (code == 43 or code == 45 or code == 42 or code == 94) and digit(before) and (digit(after) or after == 45):
         return 1
     if code == 44:
-        return 1 if left & 1 and right & 1 else 0
-    if not (left & 1 or digit(before)):
+        return 1 if left & ALPHA and right & ALPHA else 0
+    if not (left & ALPHA or digit(before)):
         return 0
     if code == 45 or code == 0x2013 or code == 0x2014 or code == 126:
-        if right & 1:
+        if right & ALPHA:
             return 1
         longest = 3 if code == 45 else 2 if code == 0x2014 else 1
         end = k + 1
         while end < hi and end - k < longest and text[end] == code:
             end += 1
-        return end - k if end - k > 1 and end < hi and table[text[end]] & 1 else 0
-    if (code == 58 or code == 60 or code == 61 or code == 62 or code == 47) and right & 1:
+        return end - k if end - k > 1 and end < hi and table[text[end]] & ALPHA else 0
+    if (code == 58 or code == 60 or code == 61 or code == 62 or code == 47) and right & ALPHA:
         return 1
     return 0
 
@@ -204,7 +217,7 @@ def _cut(data, text, where, size, edges, stack, table, classes, keys, cuts):
             hi -= back
     if lo < hi:
         entry = known(data, where[lo], where[hi], keys, cuts)
-        if entry & (1 << 16):
+        if entry & EXCEPTION:
             n = _pieces(edges, n, entry, where[lo], where[hi])
         elif not address(text, lo, hi, table, classes):
             start = k = lo
@@ -236,7 +249,7 @@ def _joined(data, edges, k, n, keys, cuts):
     """(end, entry) of the longest run of tokens from k that spells an exception; (k, 0) where none does."""
     for end in range(min(n, k + 6), k + 1, -1):
         entry = known(data, edges[k], edges[end], keys, cuts)
-        if entry & (1 << 18):
+        if entry & JOINED:
             return end, entry
     return k, 0
 
@@ -270,7 +283,7 @@ def _kind(data, start, end, classes):
     while i < end:
         code, size = decode(data, i, end)
         flag = classes[code]
-        flags |= (flag & 3) | (4 if flag & 32 == 0 else 0)
+        flags |= (flag & (LETTER | DIGIT)) | (NOT_SYMBOL if flag & SYMBOL == 0 else 0)
         ascii_ &= code < 0x80
         i += size
         chars += 1
@@ -284,12 +297,12 @@ def _span(data, i, end, classes):
     while i < stop:
         byte = data[i]
         if byte < 0x80:
-            if classes[byte] & 16:
+            if classes[byte] & SPACE:
                 break
             i += 1
         else:
             code, size = decode(data, i, end)
-            if classes[code] & 16:
+            if classes[code] & SPACE:
                 break
             i += size
     return i
@@ -349,7 +362,7 @@ def _tokens(
                     hashes[n], lowers[n] = whole, small
                     start[n] = first
                     length[n] = chars[n] = i - first
-                    kinds[n] = 5
+                    kinds[n] = HAS_LETTER | NOT_SYMBOL
                     n += 1
                     if mark > 1:
                         hashes[n], lowers[n] = finish(SEED, np.uint64(data[i]), 1), np.uint64(0)
@@ -395,7 +408,7 @@ def _tokens(
                     small = hash_lower(data, a, b, lower)
                 start[n] = a
                 length[n] = b - a
-                lowers[n] = small if flags & 3 else np.uint64(0)
+                lowers[n] = small if flags & (LETTER | DIGIT) else np.uint64(0)
                 chars[n] = points
                 kinds[n] = flags
                 n += 1

@@ -9,7 +9,8 @@ from factory.engine.step import Memo
 from factory.kernels import jit, unicode
 from factory.kernels.arrow import view
 from factory.kernels.hashing import HIGH, between8, decode, hash_bytes, load8, lowest
-from factory.kernels.words import HALF_LETTERS, words
+from factory.kernels.unicode import SPACE
+from factory.kernels.words import HALF_LETTERS, HAS_LETTER, NOT_SYMBOL, words
 
 # What a byte may be at the ends of a line.
 _PLAIN, _BREAK, _RETURN, _BLANK, _DOT, _HASH, _DASH, _WIDE = range(8)
@@ -56,17 +57,17 @@ def _symbols(offsets, data, alive, roles, classes, found):
         end = offsets[row + 1]
         while i < end:
             role = roles[data[i]]
-            if role == 0:
+            if role == _PLAIN:
                 fresh = tail = False
                 dots = 0
                 i = _skip(data, i + 1, end)
                 continue
             size = 1
-            if role == 7:
+            if role == _WIDE:
                 code, size = decode(data, i, end)
                 if code == 0x2022:
                     bullets += fresh
-                    role = 0
+                    role = _PLAIN
                 elif code == 0x2026:
                     ellipses += 1
                     fresh = False
@@ -75,27 +76,27 @@ def _symbols(offsets, data, alive, roles, classes, found):
                     i += size
                     continue
                 elif code == 0x85 or code == 0x2028 or code == 0x2029:
-                    role = 1
+                    role = _BREAK
                 else:
-                    role = 3 if classes[code] & 16 else 0  # SPACE
-            if role == 4:
+                    role = _BLANK if classes[code] & SPACE else _PLAIN
+            if role == _DOT:
                 dots += 1
                 fresh = False
                 ellipses += dots % 3 == 0
                 tail = dots >= 3
-            elif role == 1 or role == 2:
+            elif _BREAK <= role <= _RETURN:
                 lines += 1
                 trailing += tail
                 fresh, tail, dots = True, False, 0
-                if role == 2 and i + 1 < end and data[i + 1] == 10:
+                if role == _RETURN and i + 1 < end and data[i + 1] == 10:
                     size = 2
                 begin = i + size
-            elif role == 3:
+            elif role == _BLANK:
                 dots = 0
             else:
-                if role == 6:
+                if role == _DASH:
                     bullets += fresh
-                elif role == 5:
+                elif role == _HASH:
                     hashes += 1
                 fresh = tail = False
                 dots = 0
@@ -133,10 +134,10 @@ def _count_words(doc, hashes, chars, kinds, alive, scale, wanted, found):
         seen = np.uint64(0)
         for w in range(doc[row], doc[row + 1]):
             kind = kinds[w]
-            if kind & 4:
+            if kind & NOT_SYMBOL:
                 solid += 1
                 length += chars[w] * scale[kind >> 4]
-            lettered += kind & 1
+            lettered += kind & HAS_LETTER
             if low[hashes[w] >> np.uint64(56)]:
                 for k in range(len(wanted)):
                     if wanted[k] == hashes[w]:

@@ -32,12 +32,32 @@ from factory.kernels.hashing import (
     lowest,
     small8,
 )
+from factory.kernels.unicode import (
+    DIGIT,
+    FOLLOWING,
+    HAN,
+    INITIAL,
+    JOINER,
+    KILLER,
+    LEADING,
+    LETTER,
+    MARK,
+    PROLONGED,
+    STACKER,
+    SYLLABLE,
+    TIBETAN,
+    UNDERSCORE,
+)
 
 HAS_LETTER, HAS_DIGIT, NOT_SYMBOL = 1, 2, 4
 """Flags of `Words.kind`; the script stands above them: `kind >> 4` is 1 for Han, 2 kana, 3 syllables, 4 Hangul."""
 
 HALF_LETTERS = np.array([2, 9, 4, 3, 4], np.int64)
 """Half letters of English a code point is worth, by `kind >> 4`: mean word length then compares between scripts."""
+
+
+_WORD, _ON = LETTER | DIGIT | UNDERSCORE, LETTER | DIGIT | UNDERSCORE | MARK  # what begins a word, what goes on with it
+_WIDE = 128  # beside these flags: some of it is not ASCII
 
 
 class Words(NamedTuple):
@@ -64,32 +84,32 @@ def _unspaced(data, i, end, classes, scripts):
     """(end, code points, script) of the word that begins at i in a script without spaces."""
     code, size = decode(data, i, end)
     role = scripts[code]
-    group = 1 if role == 1 else 2 if role <= 4 else 3
+    group = 1 if role == HAN else 2 if role <= PROLONGED else 3
     i += size
     chars = 1
     while i < end and data[i] >= 0x80:
         code, size = decode(data, i, end)
         new = scripts[code]
-        if new == 0 or new > 11:
-            if classes[code] & 4 == 0:  # MARK
+        if new == 0 or new >= TIBETAN:
+            if classes[code] & MARK == 0:
                 break
-        elif group == 1 or new == 1:
+        elif group == 1 or new == HAN:
             break
         elif group == 2:
-            if new != role and new != 4 and role != 4:
+            if new != role and new != PROLONGED and role != PROLONGED:
                 break
-            role = new if new != 4 else role
-        elif new < 5:
+            role = new if new != PROLONGED else role
+        elif new < INITIAL:
             break
         else:
-            if new <= 6 or new == 8:  # INITIAL, LEADING, SYLLABLE
+            if new in (INITIAL, LEADING, SYLLABLE):
                 after = i + size
                 next_role = np.uint8(0)
                 if after < end:
                     next_role = scripts[decode(data, after, end)[0]]
-                tied = role == 9 or role == 10 or (role == 6 and new == 5)
-                bare = new == 5 and next_role != 7 and next_role != 9
-                closing = new == 8 and (next_role == 10 or next_role == 11)
+                tied = role in (JOINER, STACKER) or (role == LEADING and new == INITIAL)
+                bare = new == INITIAL and next_role != FOLLOWING and next_role != JOINER
+                closing = new == SYLLABLE and next_role in (STACKER, KILLER)
                 if not (tied or bare or closing):
                     break
             role = new
@@ -143,7 +163,7 @@ def _unicode_words(offsets, data, alive, classes, scripts, lower, doc, start, le
         while i < end:
             byte = data[i]
             if byte < 0x80:
-                if classes[byte] & 11 == 0:  # LETTER, DIGIT, UNDERSCORE
+                if classes[byte] & _WORD == 0:
                     i += 1
                     continue
                 stop, whole, small, flags = _ascii_word(data, i, end)
@@ -152,22 +172,22 @@ def _unicode_words(offsets, data, alive, classes, scripts, lower, doc, start, le
                     length[n] = chars[n] = stop - i
                     hashes[n] = whole
                     lowers[n] = small if flags else np.uint64(0)
-                    kinds[n] = flags | (4 if flags else 0)
+                    kinds[n] = flags | (NOT_SYMBOL if flags else 0)
                     n += 1
                     i = stop + 1 if stop < end else end  # what stopped it is ASCII and no part of a word
                     continue
             else:
                 code, size = decode(data, i, end)
-                if classes[code] & 11 == 0:
+                if classes[code] & _WORD == 0:
                     i += size
                     continue
-                if 0 < scripts[code] < 12:
+                if 0 < scripts[code] < TIBETAN:
                     stop, count, script = _unspaced(data, i, end, classes, scripts)
                     start[n] = i
                     length[n] = stop - i
                     hashes[n] = lowers[n] = hash_bytes(data, i, stop)
                     chars[n] = count
-                    kinds[n] = 5 | script << 4
+                    kinds[n] = HAS_LETTER | NOT_SYMBOL | script << 4
                     n += 1
                     i = stop
                     continue
@@ -178,30 +198,31 @@ def _unicode_words(offsets, data, alive, classes, scripts, lower, doc, start, le
             while i < end:
                 byte = data[i]
                 if byte < 0x80:
-                    flag = np.int64(classes[byte]) & 11
+                    flag = np.int64(classes[byte]) & _WORD
                     if flag == 0:
                         break
                     i += 1
                 else:
                     code, size = decode(data, i, end)
-                    flag = np.int64(classes[code]) & 15  # MARK too
+                    flag = np.int64(classes[code]) & _ON
                     role = np.int64(scripts[code])
-                    if flag == 0 or 0 < role < 12:
+                    if flag == 0 or 0 < role < TIBETAN:
                         break
                     if role:
-                        group = role - 9
-                    flags |= 128
+                        group = role - TIBETAN + 3
+                    flags |= _WIDE
                     extra += size - 1
                     i += size
                 flags |= flag
             start[n] = first
             length[n] = i - first
             hashes[n], small = hash_both(data, first, i)
-            if flags & 128:
+            if flags & _WIDE:
                 small = hash_lower(data, first, i, lower)
-            lowers[n] = small if flags & 3 else np.uint64(0)
+            lowers[n] = small if flags & (LETTER | DIGIT) else np.uint64(0)
             chars[n] = i - first - extra
-            kinds[n] = (flags & 3) | ((flags & 3 != 0) << 2) | group << 4
+            flags &= LETTER | DIGIT
+            kinds[n] = flags | (NOT_SYMBOL if flags else 0) | group << 4
             n += 1
     doc[len(alive)] = n
     return n

@@ -328,3 +328,51 @@ def test_decisions_are_datatroves(data: Path) -> None:
         assert result.agreement >= 0.995, result.disagreements
         both = [pair for pair in zip(result.ours, result.theirs, strict=True) if None not in pair]
         assert sum(a == b for a, b in both) >= 0.99 * len(both)
+
+
+_ODD = "the of and word Hello world. yes! no? end... x … # - • 123 [1] [edit] { JavaScript it's Mr. U.S. 3.5 (a) 中文。"
+PIECES = [
+    *_ODD.split(), "a.b", "--", "•x", "....", "'", '"', '"quoted."', "lorem ipsum", "cookie policy", "Foo bar baz.",
+    "\n\n", "\r\n", "\t", "\u2028", "\x0b", "\x85", "\xa0", "\0",
+]  # fmt: skip
+
+
+def test_decisions_are_datatroves_on_odd_texts() -> None:
+    """Texts of every kind of line end, blank, mark and stop, with thresholds that bring each rule to bear."""
+    filters = pytest.importorskip("datatrove.pipeline.filters")
+    pytest.importorskip("spacy")
+    from datatrove.data import Document
+
+    chance = random.Random(7)
+    texts = []
+    for _ in range(600):
+        pieces = chance.sample(PIECES, chance.randint(3, len(PIECES)))
+        size = chance.choice((3, 10, 40, 120))
+        texts.append("".join(chance.choice(pieces) + chance.choice((" ", " ", "", "\n")) for _ in range(size)))
+    gopher = {"min_doc_words": 5, "min_stop_words": 1, "max_symbol_word_ratio": 0.3, "max_ellipsis_lines_ratio": 0.3,
+              "max_bullet_lines_ratio": 0.3, "min_avg_word_length": 1}  # fmt: skip
+    top = {f"top_{n}_gram": 0.3 for n in (2, 3, 4)}
+    lines = {"min_num_sentences": 2, "min_words_per_line": 2, "max_word_length": 6}
+    web = {"char_duplicates_ratio": 0.2, "short_line_length": 8}
+    pairs = (
+        (Gopher(words="spacy", min_alpha_words_ratio=0.3, **gopher),
+         filters.GopherQualityFilter(max_non_alpha_words_ratio=0.3, **gopher)),
+        (GopherRepetition(words="spacy", dup_line_frac=0.5, **top),
+         filters.GopherRepetitionFilter(dup_line_frac=0.5, top_n_grams=tuple((n, 0.3) for n in (2, 3, 4)))),
+        (C4(words="spacy", **lines), filters.C4QualityFilter(**lines)),
+        (FineWeb(words="spacy", **web), filters.FineWebQualityFilter(**web)),
+    )  # fmt: skip
+    for step, block in pairs:
+        reasons = why(step, *texts)
+        differ = 0
+        for text, reason in zip(texts, reasons, strict=True):
+            document = Document(text=text, id="")
+            try:
+                verdict = block.filter(document)
+            except ZeroDivisionError:  # a text of white space has no words
+                continue
+            differ += reason != (None if verdict is True else verdict[1])
+            if verdict is True and isinstance(step, C4):
+                assert edited(step, text) == document.text
+        assert len(set(reasons)) > 3
+        assert differ <= 3, step
