@@ -85,8 +85,7 @@ def aside(url: str, first_wins: bool = False) -> Iterator[str]:
             if not (first_wins and fs.exists(path)):
                 fs.put_file(scratch, path)
         elif first_wins:
-            with contextlib.suppress(FileExistsError):
-                os.link(scratch, path)
+            _link_or_replace(scratch, path)
         else:
             os.replace(scratch, path)
     except OSError as error:
@@ -96,9 +95,19 @@ def aside(url: str, first_wins: bool = False) -> Iterator[str]:
             os.remove(scratch)
 
 
-def told(error: OSError, url: str) -> Exception:
+def _link_or_replace(scratch: str, path: str) -> None:
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not os.path.exists(path):
+            os.replace(scratch, path)
+
+
+def told(error: Exception, url: str) -> Exception:
     """A full disk as a line for the user; any other error as it is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FactoryError(f"{url}: the disk is full: free some space or choose another with --out, then run again")
     return error
 
@@ -130,6 +139,33 @@ def share(source: str, target: str) -> None:
         fs.copy(path, locate(target)[1])
 
 
+def matching(pattern: str) -> list[str]:
+    """The locations that match a glob, sorted."""
+    fs, path = locate(pattern)
+    return sorted(str(fs.unstrip_protocol(found)) for found in fs.glob(path))
+
+
+def size(url: str) -> int:
+    fs, path = locate(url)
+    return int(fs.size(path))
+
+
+def move(source: str, target: str) -> None:
+    """Rename a file, in place of any that is there."""
+    fs, path = locate(source)
+    if isinstance(fs, LocalFileSystem):
+        os.replace(path, locate(target)[1])
+    else:
+        fs.mv(path, locate(target)[1])
+
+
+def remove(url: str) -> None:
+    """Remove a file, where it is there."""
+    fs, path = locate(url)
+    if fs.exists(path):
+        fs.rm(path)
+
+
 def remove_tree(url: str) -> None:
     fs, path = locate(url)
     if fs.exists(path):
@@ -140,11 +176,13 @@ def remove_leftovers(url: str) -> None:
     """Remove what killed writers left aside below a folder. Only the run that owns the folder may call it."""
     fs, path = locate(url)
     if isinstance(fs, LocalFileSystem):
-        for folder, _, names in os.walk(path):
-            for name in names:
-                if name.endswith(TEMPORARY):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.remove(os.path.join(folder, name))
+        for folder, folders, names in os.walk(path):
+            for name in [n for n in folders if n.endswith(TEMPORARY)]:
+                shutil.rmtree(os.path.join(folder, name))
+                folders.remove(name)
+            for name in [n for n in names if n.endswith(TEMPORARY)]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(folder, name))
 
 
 def digest(value: Any) -> str:

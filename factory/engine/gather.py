@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ from factory.engine import files, shard
 from factory.engine.errors import FactoryError
 from factory.engine.step import Gather
 
-Route = Literal["hash", "shard"]
+Route = Literal["hash", "shard", "home"]
+"""Where records go: by a hash of their key; to the partition of their row's shard, of which there is one a shard; to
+the home of that shard, one of as many partitions as there are for hashes, so that many shards meet in a task."""
 
 DECISION = np.dtype([("key", np.uint64), ("kept", np.uint64), ("pair", np.uint64), ("similarity", np.float32)])
 ASKED = np.dtype([("key", np.uint64), ("doc", np.uint64), ("role", np.uint8)])
@@ -47,9 +50,11 @@ def with_payload(records: np.ndarray, payload: pa.Array) -> WithPayload:
 
 
 def partition_of(keys: np.ndarray, route: Route, partitions: int) -> np.ndarray:
-    """Where each key goes: by its shard, or by a mix of its bits, so that structured keys spread too."""
+    """Where each key goes. Its bits are mixed, so that structured keys spread too."""
     if route == "shard":
         return (keys >> np.uint64(32)).astype(np.int64)
+    if route == "home":
+        keys = keys >> np.uint64(32)
     mixed = keys * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(32)
     return (mixed % np.uint64(partitions)).astype(np.int64)
@@ -302,29 +307,41 @@ def ask_ids(_: Gather, part: Part) -> np.ndarray:
 
 
 def answer_ids(_: Gather, part: Part) -> WithPayload:
-    """A shard looks up the ids that were asked of it and sends them to the shards of the dropped rows."""
-    asked = part.records[0]
+    """Look up the ids that were asked of some shards, each read once; they go to the shards of the dropped rows."""
+    asked = part.records[0]  # sorted by key, so by shard
     answers = np.zeros(len(asked), ANSWER)
     answers["key"], answers["role"] = asked["doc"], asked["role"]
-    rows = pa.array((asked["key"] & np.uint64(0xFFFFFFFF)).astype(np.int64))
-    return with_payload(answers, part.ids(part.number).take(rows))
+    shards = (asked["key"] >> np.uint64(32)).astype(np.int64)
+    rows = (asked["key"] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    starts = np.flatnonzero(np.diff(shards, prepend=-1))
+    ids = [
+        part.ids(int(shards[start])).take(pa.array(rows[start:end]))
+        for start, end in itertools.pairwise([*starts, len(asked)])
+    ]
+    return with_payload(answers, pa.concat_arrays(ids) if ids else pa.array([], pa.large_string()))
 
 
-def run_gather(step: Gather, exchange: Exchange) -> dict[str, str]:
-    """Decide and resolve ids. Returns the folders that the shards read to apply it: none where all rows stay."""
+@dataclass(frozen=True)
+class Decided:
+    """Where a Gather's decisions lie, and the ids to show with them: what the shards of the next stage apply."""
+
+    decisions: str
+    answers: str
+    producers: int
+    answerers: int
+    shards: int
+
+
+def run_gather(step: Gather, exchange: Exchange) -> Decided | None:
+    """Decide, and look up the ids of the rows that stay. None where all rows do."""
     decisions = step.decide(exchange)
     if decisions is None:
-        return {}
+        return None
     if decisions.partitions != len(exchange.shards):
         raise ValueError(f"{type(step).__name__}.decide must return records routed by shard")
-    module = __name__
-    asked = exchange.run("ids-asked", [decisions], f"{module}:ask_ids", route="shard")
-    answers = exchange.run("ids", [asked], f"{module}:answer_ids", route="shard")
-    return {
-        "decisions": decisions.folder,
-        "producers": str(decisions.producers),
-        "answers": answers.folder,
-    }
+    asked = exchange.run("ids-asked", [decisions], f"{__name__}:ask_ids", route="home")
+    answers = exchange.run("ids", [asked], f"{__name__}:answer_ids", route="shard")
+    return Decided(decisions.folder, answers.folder, decisions.producers, answers.producers, len(exchange.shards))
 
 
 @dataclass(frozen=True)
@@ -337,9 +354,10 @@ class Applied:
     similarity: np.ndarray
 
 
-def read_decisions(folders: dict[str, str], number: int, shards: int) -> Applied:
-    decisions, _ = Records(folders["decisions"], int(folders["producers"]), shards).partition(number)
-    answers, texts = Records(folders["answers"], shards, shards).partition(number)
+def read_decisions(decided: Decided, number: int) -> Applied:
+    """The decisions for one shard, in the order of its rows."""
+    decisions, _ = Records(decided.decisions, decided.producers, decided.shards).partition(number)
+    answers, texts = Records(decided.answers, decided.answerers, decided.shards).partition(number)
     assert texts is not None
     ids = [texts.filter(pa.array(answers["role"] == role)) for role in (0, 1)]
     rows = (decisions["key"] & np.uint64(0xFFFFFFFF)).astype(np.int64)

@@ -2,7 +2,7 @@
 
 An exception is bisected here, in the worker. A crash, a hang or an exhausted memory ends the worker: the supervisor
 then knows at which call (`At`) it happened and gives the task to another worker with a `Suspicion`, which cuts that
-call in pieces; a piece of one row that ends a worker again is quarantined and never called again.
+call in pieces; a piece of one row that ends a worker twice is condemned, and never called again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from factory.engine import files
 from factory.engine.errors import FactoryError
 from factory.engine.step import Mapped, Memo
 
@@ -37,16 +38,19 @@ class Suspicion:
     """What is known of the calls that ended workers: a piece to look at closely, and the rows that are condemned."""
 
     pieces: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    suspects: set[At] = field(default_factory=set)
     condemned: dict[tuple[int, int], dict[int, str]] = field(default_factory=dict)
 
     def learn(self, at: At, why: str) -> None:
         """A worker ended at this call."""
         where = (at.step, at.batch)
-        if at.end - at.start <= 1:
+        if at in self.suspects:
             self.condemned.setdefault(where, {})[at.start] = why
             self.pieces.pop(where, None)
         else:
             self.pieces[where] = (at.start, at.end)
+            if at.end - at.start == 1:
+                self.suspects.add(at)  # once more: the worker may have been killed from outside
 
 
 @dataclass
@@ -86,11 +90,9 @@ class Guard:
             self.report(At(step, number, 0, batch.num_rows))
             try:
                 result = call(batch, memo)
-            except FactoryError:
-                raise
-            except Exception:
-                if batch.num_rows == 0:
-                    raise  # no row to blame: the step itself is broken
+            except Exception as error:
+                if batch.num_rows == 0 or not _blames_a_row(error):
+                    raise
             else:
                 return _outcome(batch, memo, [result], failed)
         results: list[pa.RecordBatch | Mapped | pa.Array] = []
@@ -106,6 +108,11 @@ class Guard:
         if not results:
             results = [call(left, left_memo)]
         return _outcome(left, left_memo, results, sorted(failed))
+
+
+def _blames_a_row(error: Exception) -> bool:
+    """Not a mistake in what was given, nor a full disk: those are no document's fault."""
+    return not isinstance(files.told(error, ""), FactoryError)
 
 
 def _cut(rows: int, rows_a_call: int | None, suspect: tuple[int, int] | None) -> list[tuple[int, int]]:
@@ -138,9 +145,9 @@ def _bisect(
     part_memo.alive = memo.alive[rows].copy()
     try:
         result = call(part, part_memo)
-    except FactoryError:
-        raise
     except Exception as error:
+        if not _blames_a_row(error):
+            raise
         if len(rows) == 1:
             failed.append((int(rows[0]), f"{type(error).__name__}: {error}"))
             return

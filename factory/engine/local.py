@@ -27,6 +27,11 @@ TICK = 0.1
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
+TOO_MUCH = "the worker held more than"
+STARVED = 3
+"""So many documents of one task that are too large for a worker mean that its memory is too small."""
+
+
 class TaskFailed(Exception):
     """A task that cannot be done: what it was, why, and the worker's traceback."""
 
@@ -40,6 +45,8 @@ class Job:
     weight: int = 0
     suspicion: Suspicion = field(default_factory=Suspicion)
     losses: int = 0
+    starved: int = 0
+    """Documents condemned for memory."""
 
 
 class Worker:
@@ -61,9 +68,14 @@ class Worker:
         self.at: At | None = None
         self.since = time.monotonic()
 
-    def give(self, job: Job) -> None:
+    def give(self, job: Job) -> bool:
+        """Hand over a job; False where the worker died while it had none."""
+        try:
+            self.pipe.send((job.task, job.suspicion))
+        except OSError:
+            return False
         self.job, self.at, self.since = job, None, time.monotonic()
-        self.pipe.send((job.task, job.suspicion))
+        return True
 
     def memory(self) -> int:
         """Resident bytes, 0 where it cannot be told."""
@@ -86,6 +98,10 @@ class Worker:
             self.process.kill()
         self.process.wait()
         self.pipe.close()
+
+
+def _how_it_ended(code: int) -> str:
+    return f"the worker died ({signal.Signals(-code).name})" if code < 0 else f"the worker exited with {code}"
 
 
 @dataclass
@@ -131,9 +147,12 @@ class Local:
         while left:
             while len(self.workers) < count:
                 self.workers.append(Worker())
-            for worker in self.workers:
-                if worker.job is None and waiting:
-                    worker.give(waiting.popleft())
+            for worker in [w for w in self.workers if w.job is None]:
+                if waiting and worker.give(waiting[0]):
+                    waiting.popleft()
+                elif waiting:  # it died while it had nothing to do
+                    worker.kill()
+                    self.workers.remove(worker)
             busy = {worker.pipe: worker for worker in self.workers if worker.job}
             for pipe in wait(list(busy), timeout=TICK):
                 assert isinstance(pipe, Connection)
@@ -150,9 +169,7 @@ class Local:
         try:
             kind, *said = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
-            code = worker.process.wait()
-            why = f"the worker died ({signal.Signals(-code).name})" if code < 0 else f"the worker exited with {code}"
-            self._lost(worker, why, waiting, events)
+            self._lost(worker, _how_it_ended(worker.process.wait()), waiting, events)
             return 0
         if kind == "at":
             worker.at, worker.since = said[0], time.monotonic()
@@ -170,9 +187,12 @@ class Local:
         return 0
 
     def _overstepped(self, worker: Worker) -> str | None:
+        if worker.process.poll() is not None and not worker.pipe.poll():
+            # A child that it forked may hold the pipe open.
+            return _how_it_ended(worker.process.returncode)
         held = worker.memory()
         if held > self.memory:
-            return f"the worker held more than {self.memory >> 20} MiB (--memory)"
+            return f"{TOO_MUCH} {self.memory >> 20} MiB (--memory)"
         if worker.at and time.monotonic() - worker.since > self.seconds:
             return f"no end after {self.seconds:g} s (--seconds)"
         return None
@@ -185,8 +205,11 @@ class Local:
         self.workers.remove(worker)
         if at is not None and at.end > at.start:
             job.suspicion.learn(at, why)
-            if at.end - at.start == 1:
+            if at.start in job.suspicion.condemned.get((at.step, at.batch), {}):
                 events.notice(f"{job.name}: {why} at one document: it goes to failed/")
+                job.starved += why.startswith(TOO_MUCH)
+                if job.starved >= STARVED:
+                    raise TaskFailed(f"{job.name}: {why}, at {STARVED} documents: it is the step: raise --memory")
         else:
             job.losses += 1
             if job.losses > 1:

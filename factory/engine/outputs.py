@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from factory.engine import files, shard
-from factory.engine.stage import DROPPED_LAST, Stage
+from factory.engine.stage import DECIDED, Stage
 
 SAMPLE = 100
 """dropped = "sample" keeps one row in so many whole."""
@@ -19,7 +19,7 @@ def thin(batch: pa.RecordBatch, policy: str, schema: pa.Schema) -> pa.RecordBatc
     batch = shard.conform(batch, schema)
     if policy == "full":
         return batch
-    always = {"id", "url", "step", "reason", *(name for name, _ in DROPPED_LAST)}
+    always = {"id", "url", "step", "reason", *(name for name, _ in DECIDED)}
     whole = np.zeros(batch.num_rows, np.bool_)
     if policy == "sample":
         import xxhash
@@ -60,8 +60,7 @@ class Rows:
         self._aside.__exit__(None, None, None)
         rows, content = self._writer.rows, self._writer.content_bytes
         self._aside = self._writer = None
-        fs, path = files.locate(self.url)
-        return {"path": self.path, "rows": rows, "bytes": int(fs.size(path)), "content_bytes": content}
+        return {"path": self.path, "rows": rows, "bytes": files.size(self.url), "content_bytes": content}
 
     def abandon(self) -> None:
         """Remove what was not closed: the block that wrote it failed."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from factory.engine import files, manifest, shard
+from factory.engine import files, gather, manifest, shard
 from factory.engine.errors import FactoryError, nearest
 from factory.engine.recipe import Recipe, StepEntry, describe
-from factory.engine.stage import DROPPED_FIRST, DROPPED_LAST, Entry, Stage, annotation_fields
+from factory.engine.stage import DROPPED, Entry, Stage, annotation_fields, label
 from factory.engine.step import Context, Gather, Source, Split
 
 ENGINE = 1
 """Bumped when the engine itself writes other bytes for the same steps."""
 
 PARTITION_BYTES = 1 << 30
+UNSEEN = "the files that it names (models, prompts), or the engine, changed"
+
 FULL_BELOW = 10 << 30
 """Dropped rows are kept whole where the input is smaller than this."""
 
@@ -78,7 +79,7 @@ class Plan:
         """Of an exchange: so many that one fits in memory. It changes no result."""
         return min(4096, max(4, -(-self.input_bytes // PARTITION_BYTES)))
 
-    def stage(self, number: int, inputs: list[str], decisions: dict[str, str], artifacts: dict[str, str]) -> Stage:
+    def stage(self, number: int, inputs: list[str], decided: gather.Decided | None, artifacts: dict[str, str]) -> Stage:
         """The stage as its workers will read it."""
         planned = self.stages[number]
         folder = stage_folder(self.root, planned.key)
@@ -91,9 +92,9 @@ class Plan:
             number=number,
             folder=folder,
             root=self.root,
-            entries=[entry_of(e) for e in planned.entries],
-            applied=entry_of(planned.applied) if planned.applied else None,
-            emits=entry_of(planned.emits) if planned.emits else None,
+            entries=[recipe_entry(self.recipe, n) for n, _ in planned.entries],
+            applied=recipe_entry(self.recipe, planned.applied[0]) if planned.applied else None,
+            emits=recipe_entry(self.recipe, planned.emits[0]) if planned.emits else None,
             emitted=emitted,
             partitions=self.partitions,
             inputs=inputs,
@@ -105,7 +106,7 @@ class Plan:
             cut=planned.cut,
             annotate=self.annotate,
             dropped_policy=self.dropped_policy,
-            decisions=decisions,
+            decided=decided,
             artifacts=artifacts,
         )
 
@@ -118,9 +119,12 @@ def gather_folder(stage: str, entry: StepEntry) -> str:
     return files.join(stage, f"gather-{files.digest(identity(entry))}")
 
 
-def entry_of(numbered: tuple[int, StepEntry]) -> Entry:
-    number, entry = numbered
-    return Entry(number, entry.use, dict(entry.options))
+def recipe_entry(recipe: Recipe, number: int) -> Entry:
+    """A step as the workers read it. One of several steps of a name is labelled with its number."""
+    entry = recipe.steps[number - 1]
+    mine = label(entry.use)
+    alone = sum(label(other.use) == mine for other in recipe.steps) == 1
+    return Entry(number, entry.use, dict(entry.options), mine if alone else f"{mine}_{number}")
 
 
 def identity(entry: StepEntry) -> dict[str, Any]:
@@ -143,6 +147,8 @@ def make(recipe: Recipe, root: str, annotate: bool = False, dropped: str | None 
     if not isinstance(first, Source):
         raise FactoryError(f"{where}: a recipe begins with a source, such as ingest.JsonLines")
     splits = first.splits(context, recipe.shard_bytes)
+    if not splits:
+        raise FactoryError(f"{where}: there is nothing to read")
     inputs = first.identities(context, splits)
     for entry in recipe.steps:
         for name in entry.step.datasets():
@@ -162,7 +168,7 @@ def make(recipe: Recipe, root: str, annotate: bool = False, dropped: str | None 
         seen.update({f.name: f for f in schema})
         schema = entry.step.schema(schema)
     seen.update({f.name: f for f in schema})
-    own = [pa.field(*column) for column in [*DROPPED_FIRST, *DROPPED_LAST]]
+    own = [pa.field(*column) for column in DROPPED]
     dropped_schema = pa.schema([f for f in seen.values() if f.name not in {o.name for o in own}] + own)
     total = sum(split.bytes for split in splits)
     policy = dropped or recipe.dropped or ("full" if total < FULL_BELOW else "sample")
@@ -203,7 +209,7 @@ def _cut(recipe: Recipe, source: Source, context: Context, splits: list[Split], 
         before = schema
         schema = step.schema(schema)
         if annotate:
-            for column in annotation_fields(entry.use, step, before):
+            for column in annotation_fields(recipe_entry(recipe, number), step, before):
                 schema = schema.append(column)
         whole = isinstance(step, Source) and any(step.whole(split) for split in splits)
         if whole:
@@ -232,11 +238,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
                 if one["options"].get(key) != two["options"].get(key):
                     values = f"{one['options'].get(key)!r} → {two['options'].get(key)!r}"
                     found.append(f"{where} ({one['use']}): {key}: {values}")
+            if one["keep"] != two["keep"]:
+                found.append(f"{where} ({one['use']}): keep_rows: {one['keep']} → {two['keep']}")
             if one["version"] != two["version"]:
                 found.append(f"{where} ({one['use']}): its code changed: version {one['version']} → {two['version']}")
-    return found
-
-
-def with_splits(plan: Plan, splits: list[Split]) -> Plan:
-    """The same plan after seams were repaired."""
-    return dataclasses.replace(plan, splits=splits)
+    return found or [UNSEEN]

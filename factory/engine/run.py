@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from factory.engine.progress import Progress
 from factory.engine.recipe import Recipe
 from factory.engine.stage import FAILED, Stage
 from factory.engine.step import Context, Gather
+from factory.engine.task import has_rows, is_done
 
 
 @dataclass(frozen=True)
@@ -48,30 +50,54 @@ class Options:
 
     def resolved(self) -> Options:
         """With the defaults of this machine: a worker a core, and four fifths of its memory shared among them."""
-        workers = self.workers if self.workers >= 0 else len(os.sched_getaffinity(0))
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return dataclasses.replace(self, workers=workers, memory=self.memory or total * 4 // 5 // max(workers, 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = self.workers if self.workers >= 0 else cores
+        return dataclasses.replace(self, workers=workers, memory=self.memory or _memory() * 4 // 5 // max(workers, 1))
+
+
+def _memory() -> int:
+    """Bytes of this machine, or of the container that it is."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such limit
+        return total
 
 
 def run(recipe: Recipe, options: Options | None = None) -> Manifest:
     """Build the dataset of a recipe, or return it where it is built already."""
     options = (options or Options()).resolved()
     planned = plan.make(recipe, options.root, options.annotate, options.dropped)
-    built = manifest.find(options.root, planned.dataset)
-    if built is not None:
-        if built.key == planned.key:
-            return built
-        if recipe.version != "dev":
-            changed = plan.differences(built.recipe, recipe.resolved())
-            if built.inputs != planned.inputs:
-                changed.append("the input: files were added, removed or changed")
-            raise FactoryError(
-                f"{recipe.path}: {planned.dataset} is already built from another recipe: {'; '.join(changed)}. "
-                f"Give the recipe a new version, or remove {files.join(options.root, planned.dataset)}"
-            )
+    if (built := _built(planned, options)) is not None:
+        return built
     files.make_folder(files.join(options.root, ".stages"))
     with _lock(options, planned), Local(options.workers, options.memory, options.seconds) as executor:
-        return _Run(planned, options, executor).all(built)
+        # Another run may have built it while this one waited.
+        return _built(planned, options) or _Run(planned, options, executor).all()
+
+
+def _built(planned: Plan, options: Options) -> Manifest | None:
+    """The dataset where it is built; FactoryError where it is, but from something else."""
+    built = manifest.find(options.root, planned.dataset)
+    if built is None:
+        return None
+    if built.key != planned.key:
+        if planned.recipe.version == "dev":
+            return None
+        changed = plan.differences(built.recipe, planned.recipe.resolved())
+        if built.inputs != planned.inputs:
+            changed = [c for c in changed if c != plan.UNSEEN] + ["the input: files were added, removed or changed"]
+        raise FactoryError(
+            f"{planned.recipe.path}: {planned.dataset} is already built from another recipe: {'; '.join(changed)}. "
+            f"Give the recipe a new version, or remove {files.join(options.root, planned.dataset)}"
+        )
+    if options.dropped and options.dropped != built.dropped_policy:
+        raise FactoryError(
+            f"{planned.dataset} is already built, its dropped rows kept as {built.dropped_policy!r}: "
+            f"remove {built.folder} to build it with --dropped {options.dropped}"
+        )
+    tidy(options.root, built)
+    return built
 
 
 @contextlib.contextmanager
@@ -90,6 +116,7 @@ def _lock(options: Options, planned: Plan) -> Iterator[None]:
             print(f"{planned.dataset}: waiting for another run in {options.root} to end", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         files.remove_leftovers(os.path.dirname(path))
+        files.remove_leftovers(files.join(options.root, planned.dataset))
         yield
 
 
@@ -99,21 +126,24 @@ class _Run:
         self.done: list[Stage] = []
         self.receipts: list[list[dict[str, Any]]] = []
 
-    def all(self, replaced: Manifest | None) -> Manifest:
+    def all(self) -> Manifest:
         inputs: list[str] = []
-        decisions: dict[str, str] = {}
+        decided: gather.Decided | None = None
         artifacts: dict[str, str] = {}
+        begin = self._kept()
         for number in range(len(self.plan.stages)):
-            stage = self.plan.stage(number, inputs, decisions, dict(artifacts))
+            if number <= begin and begin:
+                known = Stage.load(plan.stage_folder(self.plan.root, self.plan.stages[number].key))
+                inputs, decided, artifacts = known.inputs, known.decided, dict(known.artifacts)
+                if number < begin:
+                    self._add(known)
+                    continue
+            stage = self.plan.stage(number, inputs, decided, dict(artifacts))
             self._check_begun(stage)
             stage.save()
             self._stage(stage)
-            stage = self._repair_seams(stage)
-            receipts = [files.read_json(receipt.receipt_path(stage.folder, n)) for n in range(stage.tasks)]
-            self.done.append(stage)
-            self.receipts.append(receipts)
-            inputs = [files.join(stage.folder, output["path"]) for one in receipts for output in one["outputs"]]
-            decisions = {}
+            inputs = self._add(self._repair_seams(stage))
+            decided = None
             emits = self.plan.stages[number].emits
             if emits is not None:
                 step = emits[1].step
@@ -121,9 +151,31 @@ class _Run:
                 exchange = gather.Exchange(
                     stage.folder, os.path.dirname(stage.emitted), inputs, stage.partitions, self._exchange, artifacts
                 )
-                decisions = gather.run_gather(step, exchange)
+                decided = gather.run_gather(step, exchange)
         self._check_inputs()
-        return self._finish(replaced, artifacts)
+        return self._finish(artifacts)
+
+    def _kept(self) -> int:
+        """The last stage whose rows an earlier run kept whole, with the receipts of those before it; else 0."""
+        for number in range(len(self.plan.stages) - 1, 0, -1):
+            if not self.plan.stages[number].keep:
+                continue
+            before = [plan.stage_folder(self.plan.root, stage.key) for stage in self.plan.stages[: number + 1]]
+            if not all(files.exists(files.join(folder, "stage.json")) for folder in before):
+                continue
+            stages = [Stage.load(folder) for folder in before]
+            mine = dataclasses.replace(stages[-1], emitted=self.plan.stage(number, [], None, {}).emitted)
+            receipts = (receipt.receipt_path(s.folder, n) for s in stages[:-1] for n in range(s.tasks))
+            if all(has_rows(mine, n) for n in range(mine.tasks)) and all(files.exists(path) for path in receipts):
+                return number
+        return 0
+
+    def _add(self, stage: Stage) -> list[str]:
+        """A stage is done: its receipts, and the shards that it wrote."""
+        receipts = [files.read_json(receipt.receipt_path(stage.folder, n)) for n in range(stage.tasks)]
+        self.done.append(stage)
+        self.receipts.append(receipts)
+        return [files.join(stage.folder, output["path"]) for one in receipts for output in one["outputs"]]
 
     # Passes.
 
@@ -138,7 +190,12 @@ class _Run:
             )
 
     def _stage(self, stage: Stage) -> None:
-        tasks = [n for n in range(stage.tasks) if not self._is_done(stage, n)]
+        if not all(has_rows(stage, n) for n in range(stage.tasks)):
+            # Exchanges that looked at shards which are written anew are no longer true.
+            for folder in files.matching(files.join(stage.folder, "gather-*")):
+                if any(files.exists(files.join(folder, name)) for name in ("exchanges", "artifacts")):
+                    files.remove_tree(folder)
+        tasks = [n for n in range(stage.tasks) if not is_done(stage, n)]
         title = f"stage {stage.number + 1}/{len(self.plan.stages)} {self.plan.stages[stage.number].title}"
         weights = self._weights(stage)
         jobs = [
@@ -151,11 +208,6 @@ class _Run:
         if stage.splits:
             return [max(split.bytes, 1) for split in stage.splits]
         return [max(output["content_bytes"], 1) for one in self.receipts[-1] for output in one["outputs"]]
-
-    def _is_done(self, stage: Stage, number: int) -> bool:
-        if not files.exists(receipt.receipt_path(stage.folder, number)):
-            return False
-        return stage.emits is None or files.exists(gather.emitted_done(stage.emitted, number))
 
     def _exchange(self, name: str, tasks: list[gather.ExchangeTask]) -> None:
         jobs = [Job(task, f"{self.plan.dataset}, exchange {name}, partition {task.number}", 1) for task in tasks]
@@ -190,9 +242,8 @@ class _Run:
             splits[number] = dataclasses.replace(splits[number], start=before[1], exact=True)
             stage = dataclasses.replace(stage, splits=splits)
             stage.save()
-            fs, path = files.locate(receipt.receipt_path(stage.folder, number))
-            fs.rm(path)
-            self.executor.run([Job(("stage", stage.folder, number), f"seam of shard {number}")], Events())
+            files.remove(receipt.receipt_path(stage.folder, number))
+            self.executor.run([Job(("again", stage.folder, number), f"seam of shard {number}")], Events())
         return stage
 
     def _check_inputs(self) -> None:
@@ -203,12 +254,12 @@ class _Run:
 
     # The dataset's folder.
 
-    def _finish(self, replaced: Manifest | None, artifacts: dict[str, str]) -> Manifest:
+    def _finish(self, artifacts: dict[str, str]) -> Manifest:
         folder = files.join(self.options.root, self.plan.dataset)
-        if replaced is not None:  # version "dev": from here on the old one is no longer there
-            fs, path = files.locate(files.join(folder, "manifest.json"))
-            fs.rm(path)
-        rows = self._share(folder, "rows", [o for one in self.receipts[-1] for o in one["outputs"]], len(self.done) - 1)
+        if files.exists(files.join(folder, "manifest.json")):  # version "dev": the old one ends here
+            files.move(files.join(folder, "manifest.json"), files.join(folder, REPLACED))
+        outputs = [(len(self.done) - 1, output) for one in self.receipts[-1] for output in one["outputs"]]
+        rows = self._share_all(folder, "rows", outputs)
         dropped, failed = (
             self._share_all(
                 folder, kind, [(s, o[kind]) for s, all_ in enumerate(self.receipts) for o in all_ if o[kind]]
@@ -233,7 +284,7 @@ class _Run:
             key=self.plan.key,
             recipe=self.plan.recipe.resolved(),
             inputs=self.plan.inputs,
-            stages=[{"key": s.key, "keep": p.keep} for s, p in zip(self.done, self.plan.stages, strict=True)],
+            stages=_kept_of(self.plan),
             columns=shard.schema_to_json(schema),
             schema=shard.pack_schema(schema),
             rows=rows,
@@ -242,16 +293,14 @@ class _Run:
             counts=_counts(self.receipts),
             funnel=_funnel(everything),
             artifacts={name: name for name in artifacts},
-            dropped_policy=self.plan.dropped_policy,
+            dropped_policy=", ".join(sorted({one["dropped_policy"] for one in everything})),
             code={"factory": factory.__version__, "pyarrow": pa.__version__},
             description=self.plan.recipe.description,
         )
         finished.save(folder)
-        self._tidy(replaced)
-        return dataclasses.replace(finished, folder=folder)
-
-    def _share(self, folder: str, kind: str, outputs: list[dict[str, Any]], stage: int) -> list[dict[str, Any]]:
-        return self._share_all(folder, kind, [(stage, output) for output in outputs])
+        finished = dataclasses.replace(finished, folder=folder)
+        tidy(self.options.root, finished)
+        return finished
 
     def _share_all(self, folder: str, kind: str, outputs: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
         """Give the stages' files their place in the dataset, numbered in dataset order, and remove any other."""
@@ -259,12 +308,12 @@ class _Run:
         for number, (stage, output) in enumerate(outputs):
             path = f"{kind}/part-{number:07d}.parquet"
             source, target = files.join(self.done[stage].folder, output["path"]), files.join(folder, path)
-            if kind == "dropped" and shard.column_names(source) != self.plan.dropped.names:
+            if kind == "dropped" and not shard.has_schema(source, self.plan.dropped):
                 # The stage was kept by another recipe, whose other steps add other columns.
                 shard.rewrite(source, target, self.plan.dropped)
             else:
                 files.share(source, target)
-            listed.append({"path": path, "rows": output["rows"], "bytes": output["bytes"]})
+            listed.append({"path": path, "rows": output["rows"], "bytes": files.size(target)})
         if not outputs:  # an empty file, so that `dropped/*.parquet` can always be read
             path = f"{kind}/part-0000000.parquet"
             schema = FAILED if kind == "failed" else self.plan.dropped
@@ -278,22 +327,53 @@ class _Run:
                 fs.rm(name)
         return listed
 
-    def _tidy(self, replaced: Manifest | None) -> None:
-        """Remove the stages that nothing will read again: those of a version keep only what the recipe keeps, those
-        of "dev" stay until the next "dev"."""
-        mine = {stage.key for stage in self.done}
-        gone = {old["key"] for old in replaced.stages if not old["keep"]} - mine if replaced else set()
-        if self.plan.recipe.version != "dev":
-            gone |= {s.key for s, p in zip(self.done, self.plan.stages, strict=True) if not p.keep}
+
+REPLACED = "replaced.json"
+"""The manifest of the "dev" that a new one takes the place of, until its stages are tidied away."""
+
+
+def _kept_of(planned: Plan) -> list[dict[str, str]]:
+    """What stays of each stage: its rows, or the receipts that a kept stage after it needs, or nothing."""
+    last = max((n for n, stage in enumerate(planned.stages) if stage.keep), default=-1)
+    return [
+        {"key": stage.key, "keep": "rows" if stage.keep else "receipts" if number < last else ""}
+        for number, stage in enumerate(planned.stages)
+    ]
+
+
+def tidy(root: str, built: Manifest) -> None:
+    """Remove what nothing will read again. Of a version's stages only what the recipe keeps stays; those of "dev" stay
+    until the next "dev"."""
+    replaced_path = files.join(built.folder, REPLACED)
+    gone: dict[str, str] = {}
+    if files.exists(replaced_path):
+        mine = {stage["key"] for stage in built.stages}
+        gone = {old["key"]: old["keep"] for old in files.read_json(replaced_path)["stages"] if old["key"] not in mine}
+    if built.version != "dev":
+        gone |= {stage["key"]: stage["keep"] for stage in built.stages}
+    gone = {key: keep for key, keep in gone.items() if keep != "rows" and _left(root, key, keep)}
+    if gone:
         in_use = {
-            old["key"]
-            for other in manifest.all_manifests(self.options.root)
-            if other.dataset != self.plan.dataset
-            for old in other.stages
-            if other.version == "dev" or old["keep"]
+            stage["key"]
+            for other in manifest.all_manifests(root)
+            if other.dataset != built.dataset
+            for stage in other.stages
+            if other.version == "dev" or stage["keep"] == "rows"
         }
-        for key in gone - in_use:
-            files.remove_tree(plan.stage_folder(self.options.root, key))
+        for key, keep in gone.items():
+            if key not in in_use:
+                for folder in _left(root, key, keep):
+                    files.remove_tree(folder)
+    files.remove(replaced_path)
+
+
+def _left(root: str, key: str, keep: str) -> list[str]:
+    """What lies there of a stage and need not: all of it, or its rows and exchanges where its receipts are kept."""
+    stage = plan.stage_folder(root, key)
+    if not keep:
+        return [stage] if files.exists(stage) else []
+    patterns = ("rows", "gather-*/emitted", "gather-*/exchanges")
+    return [found for pattern in patterns for found in files.matching(files.join(stage, pattern))]
 
 
 def _counts(receipts: list[list[dict[str, Any]]]) -> dict[str, int]:

@@ -25,18 +25,29 @@ DICTIONARY = ("dump", "language", "source", "license", "kind", "package", "step"
 
 
 def row_bytes(batch: pa.RecordBatch) -> np.ndarray:
-    """Bytes of string, binary and list content in each row, plus 8 for each other column: what memory is bounded by."""
+    """Bytes of content in each row, int64[rows]: what memory is bounded by."""
     total = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
-        if pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type):
-            total += np.diff(np.frombuffer(column.buffers()[1], np.int64)[column.offset :][: len(column) + 1])
-        elif pa.types.is_string(column.type) or pa.types.is_binary(column.type):
-            total += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-        elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            total += 8 * pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-        else:
-            total += 8
+        total += _bytes(column)
     return total
+
+
+def _bytes(column: pa.Array) -> np.ndarray:
+    """Bytes of each value: of strings their length, of lists and structs what is in them, of all others 8."""
+    type_ = column.type
+    if pa.types.is_large_string(type_) or pa.types.is_large_binary(type_):
+        offsets = column.buffers()[1]
+        if offsets is not None:
+            return np.diff(np.frombuffer(offsets, np.int64)[column.offset :][: len(column) + 1])
+    elif pa.types.is_string(type_) or pa.types.is_binary(type_):
+        return np.asarray(pc.fill_null(pc.binary_length(column), 0).cast(pa.int64()))
+    elif pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        ends = np.concatenate([[0], np.cumsum(_bytes(column.values))])
+        return np.diff(ends[column.offsets.to_numpy(zero_copy_only=False)])
+    elif pa.types.is_struct(type_):
+        fields = [_bytes(field) for field in column.flatten()]
+        return np.asarray(sum(fields, np.zeros(len(column), np.int64)))
+    return np.full(len(column), 8, np.int64)
 
 
 class ShardWriter:
@@ -120,10 +131,13 @@ def read_column(url: str, column: str, type_: pa.DataType) -> pa.Array:
     return chunked.chunk(0) if isinstance(chunked, pa.ChunkedArray) else chunked
 
 
-def column_names(url: str) -> list[str]:
+def has_schema(url: str, schema: pa.Schema) -> bool:
+    """Whether a file has the columns that a shard of the schema has."""
     fs, path = files.locate(url)
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty, store_schema=False)
     with fs.open(path, "rb") as handle:
-        return list(pq.read_schema(handle).names)
+        return bool(pq.read_schema(handle).equals(pq.read_schema(pa.BufferReader(empty.getvalue()))))
 
 
 def rewrite(source: str, target: str, schema: pa.Schema) -> None:

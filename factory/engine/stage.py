@@ -14,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from factory.engine import files, shard
+from factory.engine.gather import Decided
 from factory.engine.recipe import make_step
 from factory.engine.step import Context, Filter, Gather, Map, Memo, Regroup, Split, Step
 
 FAILED = pa.schema(
     [("id", pa.string()), ("step", pa.string()), ("error", pa.string()), ("place", pa.string()), ("data", pa.binary())]
 )
-DROPPED_FIRST = [("step", pa.string()), ("reason", pa.string())]
-DROPPED_LAST = [("kept_id", pa.string()), ("pair_id", pa.string()), ("similarity", pa.float32())]
+DECIDED = [("kept_id", pa.string()), ("pair_id", pa.string()), ("similarity", pa.float32())]
+DROPPED = [("step", pa.string()), ("reason", pa.string()), *DECIDED]
+"""The columns that dropped/ has besides the row's own; the last three are for a Gather's decisions."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Entry:
     number: int
     use: str
     options: dict[str, Any]
+    label: str = ""
+    """Begins the columns in which an annotated run writes what the step says."""
 
     def build(self) -> Step:
         return make_step(self.use, self.options, f"step {self.number} ({self.use})")
@@ -62,7 +66,8 @@ class Stage:
     cut: bool
     annotate: bool
     dropped_policy: str
-    decisions: dict[str, str] = field(default_factory=dict)
+    decided: Decided | None = None
+    """Where the decisions of the Gather before this stage lie; None where it keeps all rows."""
     artifacts: dict[str, str] = field(default_factory=dict)
     pyarrow: str = pa.__version__
     """Which writes the shards: another version may write other bytes."""
@@ -80,8 +85,14 @@ class Stage:
         for name in ("applied", "emits"):
             table[name] = Entry(**table[name]) if table[name] else None
         table["entries"] = [Entry(**e) for e in table["entries"]]
+        table["decided"] = Decided(**table["decided"]) if table["decided"] else None
         table["splits"] = [Split(**s) for s in table["splits"]]
         return Stage(**table)
+
+    @property
+    def gather(self) -> str:
+        """The name of the folder of the Gather that follows; empty where none does."""
+        return self.emitted.rsplit("/", 2)[-2] if self.emitted else ""
 
     def output(self, kind: str, number: int, part: int = 0) -> str:
         """Where a task writes its rows, dropped or failed, relative to the stage's folder."""
@@ -91,23 +102,26 @@ class Stage:
         return Context(self.root, self.artifacts)
 
 
-def annotation(use: str, what: str) -> str:
-    """The column in which `run --annotate` writes what a step says: `gopher_reason`, `gopher_repetition_…`."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.split(r"[.:]", use)[-1]).lower()
-    return f"{name}_{what}"
+def label(use: str) -> str:
+    """`quality.GopherRepetition` → `gopher_repetition`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.split(r"[.:]", use)[-1]).lower()
 
 
-def annotation_fields(use: str, step: Step, schema: pa.Schema) -> list[pa.Field]:
+def annotation(entry: Entry, what: str) -> str:
+    """The column in which `run --annotate` writes what a step says, as `gopher_reason`."""
+    return f"{entry.label}_{what}"
+
+
+def annotation_fields(entry: Entry, step: Step, schema: pa.Schema) -> list[pa.Field]:
     """The columns that a step adds in an annotated run. Their types are those of its measures of no rows."""
     if isinstance(step, Gather):
-        return [pa.field(annotation(use, name), type_) for name, type_ in [("reason", pa.string()), *DROPPED_LAST]]
+        return [pa.field(annotation(entry, name), type_) for name, type_ in [("reason", pa.string()), *DECIDED]]
     fields = []
     if isinstance(step, Filter):
-        empty = schema.empty_table().to_batches()
-        batch = empty[0] if empty else pa.RecordBatch.from_pylist([], schema=schema)
-        fields = [pa.field(annotation(use, n), a.type) for n, a in step.measures(batch, Memo(0)).items()]
+        batch = pa.RecordBatch.from_pylist([], schema=schema)
+        fields = [pa.field(annotation(entry, n), a.type) for n, a in step.measures(batch, Memo(0)).items()]
     if isinstance(step, Filter | Map):
-        fields.append(pa.field(annotation(use, "reason"), pa.string()))
+        fields.append(pa.field(annotation(entry, "reason"), pa.string()))
     return fields
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,23 +12,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factory.engine import files, gather, shard
+from factory.engine.errors import FactoryError
 from factory.engine.guard import Guard, Suspicion
 from factory.engine.outputs import Outputs, Rows, thin
 from factory.engine.receipt import Meter, StepCount, receipt_path, steps_to_json, totals
-from factory.engine.stage import FAILED, Entry, Opened, annotation
-from factory.engine.step import Failure, Filter, Gather, Map, Memo, Regroup, Seam, Source, Step
+from factory.engine.stage import FAILED, Entry, Opened, Stage, annotation
+from factory.engine.step import Failure, Filter, Gather, Map, Mapped, Memo, Regroup, Seam, Source, Step
 
 BATCH_BYTES = 16 << 20
 FAILED_BYTES = 64 << 10
+HELD_FAILURES = 500
+HOPELESS = 100
+"""A step at which the first so many rows of a task all fail is broken: the task ends, the rows are not to blame."""
 
-Progress = Callable[[int, int], None]
+Read = Callable[[int, int], None]
 """Called with rows and bytes read since the last call."""
 
 
 class StageTask:
     """One shard through one stage."""
 
-    def __init__(self, opened: Opened, number: int, guard: Guard, progress: Progress) -> None:
+    def __init__(self, opened: Opened, number: int, guard: Guard, progress: Read) -> None:
         self.opened, self.stage, self.number = opened, opened.stage, number
         self.guard, self.progress = guard, progress
         self.counts: list[StepCount] = []
@@ -36,15 +41,25 @@ class StageTask:
         self.batch_number = 0
         self.dropped: Rows | None = None
         self.failed: Rows | None = None
+        self.failures: list[tuple[str, Failure]] = []
         self.emissions: list[dict[str, np.ndarray]] = []
+        self.emit_failed = False
 
     def run(self) -> None:
         """Do the work and commit it: shards first, then what is emitted, the receipt last."""
         stage = self.stage
-        if files.exists(receipt_path(stage.folder, self.number)):
-            if stage.emits and not files.exists(gather.emitted_done(stage.emitted, self.number)):
-                self._emit_again()
+        if is_done(stage, self.number):
             return
+        if has_rows(stage, self.number):
+            try:
+                self._emit_again()
+            except FactoryError:
+                raise
+            except Exception:
+                self.emissions = []  # some row is at fault: do it all again, guarded
+            else:
+                return
+        self._forget()
         meter = Meter()
         self.dropped = Rows(stage.folder, stage.output("dropped", self.number), shard.unpack_schema(stage.dropped))
         self.failed = Rows(stage.folder, stage.output("failed", self.number), FAILED)
@@ -53,6 +68,7 @@ class StageTask:
             for batch, memo in self._pipeline():
                 self._write(writers, batch, memo)
             outputs = writers.close()
+            self._flush_failures()
             extra = [rows.close() for rows in (self.dropped, self.failed)]
         finally:
             for rows in (writers, self.dropped, self.failed):
@@ -73,9 +89,18 @@ class StageTask:
             "outputs": outputs,
             "dropped": extra[0],
             "failed": extra[1],
+            "dropped_policy": stage.dropped_policy,
             "seam": [self.seam.first, self.seam.last] if self.seam else None,
+            # Rows that this Gather could not take are not in the shard: under another Gather it is another shard.
+            "emit_failed": stage.gather if self.emit_failed else None,
         }
         files.write_json(receipt_path(stage.folder, self.number), receipt, first_wins=True)
+
+    def _forget(self) -> None:
+        """What an earlier run of this task left: its receipt, and the marks of what it contributed to any Gather."""
+        files.remove(receipt_path(self.stage.folder, self.number))
+        for folder in files.matching(files.join(self.stage.folder, "gather-*")):
+            files.remove(gather.emitted_done(files.join(folder, "emitted"), self.number))
 
     # The pipeline: batches flow through Maps and Filters with their memo; a Regroup joins them into a stream.
 
@@ -89,12 +114,12 @@ class StageTask:
             if isinstance(step, Regroup):
                 stream = self._regroup(stream, step, count)
             else:
-                stream = self._through(stream, step, count)
+                stream = self._through(stream, step, entry, count)
         return stream
 
     def _read(self) -> Iterator[tuple[pa.RecordBatch, Memo]]:
         stage = self.stage
-        if stage.splits:
+        if stage.number == 0:
             count = StepCount(stage.entries[0].number, stage.entries[0].use)
             self.counts.append(count)
             return self._read_source(count)
@@ -114,7 +139,7 @@ class StageTask:
             elif isinstance(item, Failure):
                 count.rows_in += 1
                 count.failed += 1
-                self._write_failures(count.use, [item])
+                self._hold_failure(count.use, item)
             else:
                 for batch in shard.rebatch(iter([shard.conform(item, schema)]), BATCH_BYTES):
                     size = int(shard.row_bytes(batch).sum())
@@ -132,8 +157,8 @@ class StageTask:
     def _read_shard(self, count: StepCount) -> Iterator[tuple[pa.RecordBatch, Memo]]:
         stage = self.stage
         applied = None
-        if stage.decisions:
-            applied = gather.read_decisions(stage.decisions, self.number, len(stage.inputs))
+        if stage.decided:
+            applied = gather.read_decisions(stage.decided, self.number)
         row = 0
         for batch in shard.read_batches(stage.inputs[self.number], shard.unpack_schema(stage.before)):
             begun = time.process_time()
@@ -172,23 +197,24 @@ class StageTask:
             at[np.flatnonzero(mask)] = np.arange(len(mine))
             take = pa.array(at, mask=at < 0)
             for name, column in more.items():
-                batch = batch.append_column(annotation(self.stage.applied.use, name), column.take(take))
+                batch = with_column(batch, annotation(self.stage.applied, name), column.take(take))
             return batch
         self._write_dropped(count, batch, mask, more)
         memo.alive &= ~mask
         return batch
 
     def _through(
-        self, stream: Iterator[tuple[pa.RecordBatch, Memo]], step: Step, count: StepCount
+        self, stream: Iterator[tuple[pa.RecordBatch, Memo]], step: Step, entry: Entry, count: StepCount
     ) -> Iterator[tuple[pa.RecordBatch, Memo]]:
         """A Map or a Filter, and the bookkeeping of what it drops and fails."""
         assert isinstance(step, Map | Filter)
+        call = _measured(step, entry) if self.stage.annotate and isinstance(step, Filter) else step
         for batch, memo in stream:
             begun = time.process_time()
             alive = memo.alive.copy()
             count.rows_in += int(alive.sum())
             count.bytes_in += _text_bytes(batch, alive)
-            outcome = self.guard(step, batch, memo, count.number, self.batch_number, step.rows_a_call)
+            outcome = self.guard(call, batch, memo, count.number, self.batch_number, step.rows_a_call)
             memo, result = outcome.memo, outcome.batch
             failed = [(row, why) for row, why in outcome.failed if alive[row]]
             self._fail(count, batch, failed)
@@ -198,11 +224,8 @@ class StageTask:
                 self._fail(count, outcome.given, [(int(row), why) for row, why in bad])
                 memo.alive[[row for row, _ in bad]] = False
             if self.stage.annotate:
-                if isinstance(step, Filter):
-                    for name, column in step.measures(result, memo).items():
-                        result = result.append_column(annotation(count.use, name), column)
                 said = pa.nulls(result.num_rows, pa.string()) if outcome.reasons is None else outcome.reasons
-                result = result.append_column(annotation(count.use, "reason"), said.cast(pa.string()))
+                result = with_column(result, annotation(entry, "reason"), said.cast(pa.string()))
             elif outcome.reasons is not None:
                 mask = pc.is_valid(outcome.reasons).to_numpy(zero_copy_only=False) & memo.alive
                 shown = outcome.given
@@ -226,12 +249,15 @@ class StageTask:
                 count.rows_in += int(alive.sum())
                 count.bytes_in += _text_bytes(batch, alive)
                 outcome = self.guard(step.prepare, batch, memo, count.number, self.batch_number, step.rows_a_call)
+                if outcome.reasons is not None or outcome.errors is not None:
+                    raise TypeError(f"{count.use}.prepare gave reasons or errors: a Regroup cannot drop rows")
                 self._fail(count, batch, [(row, why) for row, why in outcome.failed if alive[row]])
                 count.consumed += int(outcome.memo.alive.sum())
                 count.cpu_seconds += time.process_time() - begun
                 yield _living(outcome.batch, outcome.memo)
 
         for batch in step(prepared()):
+            self.batch_number += 1  # what comes after it are other calls than those on what went in
             count.made += batch.num_rows
             count.kept += batch.num_rows
             yield batch, Memo(batch.num_rows)
@@ -255,6 +281,7 @@ class StageTask:
         outcome = self.guard(call, batch, memo, entry.number, self.batch_number, None)
         if outcome.failed or len(found) > 1:
             # Rows left, so the rest are numbered anew.
+            self.emit_failed |= bool(outcome.failed)
             failed = [(bad, why) for bad, why in outcome.failed if memo.alive[bad]]
             count = self.counts[-1]
             count.kept -= len(failed)
@@ -297,7 +324,7 @@ class StageTask:
         count.reasons.update(shard.counts(more["reason"]))
         out = batch.filter(pa.array(mask))
         for name, column in {"step": pa.array([count.use] * rows, pa.string()), **more}.items():
-            out = out.append_column(name, column)
+            out = with_column(out, name, column)
         self.dropped.write(thin(out, self.stage.dropped_policy, self.dropped.schema))
 
     def _fail(
@@ -306,6 +333,10 @@ class StageTask:
         if not failed:
             return
         count.failed += len(failed)
+        if count.failed == count.rows_in and count.failed >= HOPELESS:
+            raise RuntimeError(
+                f"{count.use}: all of its first {count.failed} rows failed, the last with {failed[-1][1]}"
+            )
         ids = batch.column("id").take(pa.array([row for row, _ in failed])).to_pylist()
         texts: list[Any] = [b""] * len(failed)
         for name in ("text", "html"):
@@ -313,22 +344,60 @@ class StageTask:
                 texts = batch.column(name).take(pa.array([row for row, _ in failed])).to_pylist()
                 break
         data = [t.encode() if isinstance(t, str) else t or b"" for t in texts]
-        self._write_failures(
-            use or count.use,
-            [Failure(str(i), why, "", t) for i, (_, why), t in zip(ids, failed, data, strict=True)],
-        )
+        for one, (_, why), content in zip(ids, failed, data, strict=True):
+            self._hold_failure(use or count.use, Failure(str(one), why, "", content))
 
-    def _write_failures(self, use: str, failures: list[Failure]) -> None:
+    def _hold_failure(self, use: str, failure: Failure) -> None:
+        """Failures come one by one; they are written many at a time."""
+        self.failures.append((use, dataclasses.replace(failure, data=failure.data[:FAILED_BYTES])))
+        if len(self.failures) >= HELD_FAILURES:
+            self._flush_failures()
+
+    def _flush_failures(self) -> None:
         assert self.failed is not None
         columns = [
-            [f.id for f in failures],
-            [use] * len(failures),
-            [f.error for f in failures],
-            [f.place for f in failures],
-            [f.data[:FAILED_BYTES] for f in failures],
+            [f.id for _, f in self.failures],
+            [use for use, _ in self.failures],
+            [f.error for _, f in self.failures],
+            [f.place for _, f in self.failures],
+            [f.data for _, f in self.failures],
         ]
         arrays = [pa.array(c, FAILED.field(i).type) for i, c in enumerate(columns)]
         self.failed.write(pa.RecordBatch.from_arrays(arrays, schema=FAILED))
+        self.failures = []
+
+
+def has_rows(stage: Stage, number: int) -> bool:
+    """Whether a task's shards are there, with a receipt, and are those that it would write now."""
+    path = receipt_path(stage.folder, number)
+    if not files.exists(path):
+        return False
+    receipt = files.read_json(path)
+    whole = all(files.exists(files.join(stage.folder, output["path"])) for output in receipt["outputs"])
+    return whole and receipt["emit_failed"] in (None, stage.gather)
+
+
+def is_done(stage: Stage, number: int) -> bool:
+    """Whether nothing of a task is left to do: its rows are there, and what they contribute to the Gather after."""
+    return has_rows(stage, number) and (stage.emits is None or files.exists(gather.emitted_done(stage.emitted, number)))
+
+
+def with_column(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
+    """The batch with a column added, or replaced where there is one of that name."""
+    at = batch.schema.get_field_index(name)
+    return batch.append_column(name, column) if at < 0 else batch.set_column(at, name, column)
+
+
+def _measured(step: Filter, entry: Entry) -> Callable[[pa.RecordBatch, Memo], Mapped]:
+    """A Filter's call that also gives the numbers by which it decides, for an annotated run."""
+
+    def call(batch: pa.RecordBatch, memo: Memo) -> Mapped:
+        reasons = step(batch, memo)
+        for name, column in step.measures(batch, memo).items():
+            batch = with_column(batch, annotation(entry, name), column)
+        return Mapped(batch, reasons)
+
+    return call
 
 
 def _living(batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
@@ -355,6 +424,6 @@ def _text_bytes(batch: pa.RecordBatch, alive: np.ndarray) -> int:
     return int(sizes[alive].sum())
 
 
-def run_stage_task(opened: Opened, number: int, suspicion: Suspicion, report: Any, progress: Progress) -> None:
+def run_stage_task(opened: Opened, number: int, suspicion: Suspicion, report: Any, progress: Read) -> None:
     """Do one shard of a stage and commit it; does nothing where a receipt says that it is done."""
     StageTask(opened, number, Guard(suspicion, report), progress).run()

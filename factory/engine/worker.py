@@ -25,6 +25,7 @@ class Workbench:
     def __init__(self) -> None:
         self._folder = ""
         self._opened: Opened | None = None
+        self._read: tuple[str, Stage | None] = ("", None)
 
     def opened(self, folder: str) -> Opened:
         if folder != self._folder or self._opened is None:
@@ -38,8 +39,16 @@ class Workbench:
             self._opened.close()
         self._opened, self._folder = None, ""
 
+    def stage(self, folder: str) -> Stage:
+        """The stage of a folder, read once: while an exchange runs it does not change."""
+        if folder != self._read[0]:
+            self._read = (folder, Stage.load(folder))
+        assert self._read[1] is not None
+        return self._read[1]
+
     def do(self, task: Any, suspicion: Suspicion, say: Any) -> None:
-        """Do a task: ("warm", folder), ("stage", folder, number) or an ExchangeTask."""
+        """Do a task: ("warm", folder), ("stage", folder, number), ("again", folder, number) after the stage's splits
+        changed, or an ExchangeTask."""
         try:
             self._do(task, suspicion, say)
         except OSError as error:
@@ -47,13 +56,16 @@ class Workbench:
 
     def _do(self, task: Any, suspicion: Suspicion, say: Any) -> None:
         if isinstance(task, ExchangeTask):
-            stage = Stage.load(task.stage)
+            stage = self.stage(task.stage)
             assert stage.emits is not None
             shards = [files.join(stage.folder, stage.output("rows", number)) for number in range(stage.tasks)]
             run_exchange_task(task, stage.emits.build(), shards)  # type: ignore[arg-type]
         elif task[0] == "warm":
             self.opened(task[1]).warm()
         else:
+            if task[0] == "again":  # the splits of the stage changed
+                self.close()
+            self._read = ("", None)
             run_stage_task(
                 self.opened(task[1]),
                 task[2],
