@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import itertools
 import os
 import time
@@ -25,6 +26,7 @@ from factory.engine.step import (
     Mapped,
     Memo,
     Regroup,
+    Seam,
     Source,
     Split,
     reasons,
@@ -215,3 +217,61 @@ class Wants(Map):
 
     def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
         return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched(Numbers):
+    """A source that has to search for its records' starts, and is wrong about the one of each later split."""
+
+    def read(self, split: Split) -> Iterator[pa.RecordBatch | Failure | Seam]:
+        first = split.start if split.exact or split.start == 0 else split.start - 2
+        yield from super().read(dataclasses.replace(split, start=first))
+        yield Seam(first, split.end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlucky(Map):
+    """Kills its own worker at a document, but only the first time: `flag` is a file that remembers."""
+
+    at: str = ""
+    flag: str = ""
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        if self.at in batch.column("id").to_pylist() and batch.num_rows == 1 and not os.path.exists(self.flag):
+            with open(self.flag, "w"):
+                os.kill(os.getpid(), 9)
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heavy(Map):
+    """Holds 300 MB at each call."""
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        held = np.ones(300 << 20, np.uint8)
+        time.sleep(0.5 + 0 * held[0])
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(Once):
+    """A Gather that cannot take some documents."""
+
+    refuses: tuple[str, ...] = ()
+
+    def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, np.ndarray]:
+        ids = np.array(batch.column("id").to_pylist(), dtype=object)[memo.alive]
+        if set(ids) & set(self.refuses):
+            raise ValueError(f"cannot take {sorted(set(ids) & set(self.refuses))[0]}")
+        return super().emit(batch, memo, docs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reasoned(Map):
+    """Adds a column that is named like one of dropped/'s."""
+
+    def adds(self) -> dict[str, pa.DataType]:
+        return {"reason": pa.large_string()}
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        return batch.append_column("reason", batch.column("id"))
