@@ -135,7 +135,7 @@ def theirs(path: Path, folder: Path) -> tuple[float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", default=sorted(str(p) for p in WEBTEXT.glob("0000*.parquet")))
+    parser.add_argument("--data", nargs="+", default=sorted(map(str, WEBTEXT.glob("[0b]*.parquet"))))
     parser.add_argument("--documents", type=int, default=0, help="take only so many")
     parser.add_argument("--repeat", type=int, default=3, help="runs of ours, of which the median counts (3)")
     parser.add_argument("--alone", action="store_true", help="do not run datatrove")

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _told(error: BaseException) -> tuple[str, int]:
     """An error as one line, and its exit code."""
     if isinstance(error, FactoryError):
-        return str(error), 2
+        return " ".join(str(error).split()), 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped; run again to go on from here", 130
     name = type(error).__name__
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sql = add("sql", _sql, "Query the datasets: views name, name_dropped, name_failed, name@version, receipts.")
     sql.add_argument("query")
-    sql.add_argument("--rows", type=int, default=40, help="rows to print (40)")
+    sql.add_argument("--rows", type=_count, default=40, help="rows to print (40)")
     sql.add_argument("--export", action="store_true", help="also write catalog.duckdb for other tools")
 
     steps = add("steps", _steps, "List the steps, or describe one with its options.")
@@ -85,13 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add("inspect", _inspect, "Print sampled kept rows, and dropped rows by reason.")
     inspect.add_argument("dataset")
     inspect.add_argument("--reason", default="", help="only rows dropped for this reason")
-    inspect.add_argument("--rows", type=int, default=2, help="rows of each kind (2)")
-    inspect.add_argument("--width", type=int, default=400, help="characters of text shown (400)")
+    inspect.add_argument("--rows", type=_count, default=2, help="rows of each kind (2)")
+    inspect.add_argument("--width", type=_count, default=400, help="characters of text shown (400)")
 
     task = add("task", _task, "Do one task of a stage: what other executors call.")
     task.add_argument("stage", help="the stage's key")
     task.add_argument("shard", type=int)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, str]:
@@ -142,10 +148,9 @@ def _show(options: argparse.Namespace) -> None:
 def _sql(options: argparse.Namespace) -> None:
     from factory.engine import catalog
 
-    result = catalog.query(options.out, options.query)
     if options.export:
         catalog.export(options.out)
-    result.show(max_rows=options.rows, max_width=_width())
+    catalog.show(options.out, options.query, options.rows, _width())
 
 
 def _width() -> int:
@@ -172,11 +177,14 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _task(options: argparse.Namespace) -> None:
-    from factory.engine import plan, worker
+    from factory.engine import files, plan, worker
     from factory.engine.guard import Suspicion
 
+    folder = plan.stage_folder(options.out, options.stage)
+    if not files.exists(files.join(folder, "stage.json")):
+        raise FactoryError(f"{folder}: no such stage: factory run makes it when it plans the stage")
     bench = worker.Workbench()
-    bench.do(("stage", plan.stage_folder(options.out, options.stage), options.shard), Suspicion(), lambda *_: None)
+    bench.do(("stage", folder, options.shard), Suspicion(), lambda *_: None)
     bench.close()
 
 

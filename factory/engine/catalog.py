@@ -6,7 +6,10 @@ memory; `catalog.duckdb` is an export of them, replaced by rename.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 
 import duckdb
 
@@ -20,8 +23,15 @@ def quoted(name: str) -> str:
 
 
 def reading(urls: list[str]) -> str:
-    listed = ", ".join("'" + files.locate(url)[1].replace("'", "''") + "'" for url in urls)
+    """The select over some Parquet files."""
+    listed = ", ".join("'" + _place(url).replace("'", "''") + "'" for url in urls)
     return f"select * from read_parquet([{listed}])"
+
+
+def _place(url: str) -> str:
+    """A location as DuckDB reads it: a full path here, a URL elsewhere."""
+    fs, path = files.locate(url)
+    return path if files.is_local(url) else str(fs.unstrip_protocol(path))
 
 
 def _views(dataset: Manifest) -> dict[str, str]:
@@ -34,21 +44,30 @@ def _views(dataset: Manifest) -> dict[str, str]:
 
 def create_views(connection: duckdb.DuckDBPyConnection, root: str) -> list[str]:
     """Make the views of every dataset: `name`, `name_dropped`, `name_failed` for the newest version, the same with
-    `name@version`, and `receipts`. Returns their names."""
+    `name@version`, and `receipts`. Returns their names. Says which view has lost its files."""
+    if not files.is_local(root):
+        connection.register_filesystem(files.locate(root)[0])
     statements: dict[str, str] = {}
     receipts = []
     newest = manifest.newest(root)
     for dataset in manifest.all_manifests(root):
         receipts.append(files.join(dataset.folder, "receipts", "receipts.parquet"))
-        for suffix, query in _views(dataset).items():
-            statements[dataset.dataset + suffix] = query
+        for suffix, select in _views(dataset).items():
+            statements[dataset.dataset + suffix] = select
             if newest[dataset.name].version == dataset.version:
-                statements[dataset.name + suffix] = query
+                statements[dataset.name + suffix] = select
     if receipts:
         statements["receipts"] = reading(receipts)
-    for name, query in statements.items():
-        connection.execute(f"create or replace view {quoted(name)} as {query}")
+    for name, select in statements.items():
+        try:
+            connection.execute(f"create or replace view {quoted(name)} as {select}")
+        except duckdb.IOException as error:
+            print(f"{name}: no view, its files cannot be read: {_line(error)}", file=sys.stderr)
     return list(statements)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split("\n\n")[0].split())
 
 
 def query(root: str, text: str) -> duckdb.DuckDBPyRelation:
@@ -57,19 +76,34 @@ def query(root: str, text: str) -> duckdb.DuckDBPyRelation:
     names = create_views(connection, root)
     if not names:
         raise FactoryError(f"{root}: no finished dataset there: build one with factory run, or give --out")
-    statements = connection.extract_statements(text)
-    if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-        raise FactoryError("factory sql reads only: give one select (or describe, summarize, explain) statement")
-    try:
+    with _plain_errors(names):
+        statements = connection.extract_statements(text)
+        reads = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+        if len(statements) != 1 or statements[0].type not in reads:
+            raise FactoryError("factory sql reads only: give one select (or describe, summarize, explain) statement")
         result = connection.sql(text)
-    except duckdb.CatalogException as error:
-        missing = str(error).partition("name ")[2].partition(" ")[0]
-        raise FactoryError(f"{str(error).splitlines()[0]}{nearest(missing, names)}") from error
-    except duckdb.Error as error:
-        raise FactoryError(str(error).splitlines()[0]) from error
     if result is None:
         raise FactoryError("this statement gives no rows: factory sql takes a select")
     return result
+
+
+def show(root: str, text: str, rows: int, width: int) -> None:
+    """Print the first rows of a query's result as a table."""
+    result = query(root, text)
+    with _plain_errors([]):
+        result.show(max_rows=rows, max_width=width)
+
+
+@contextlib.contextmanager
+def _plain_errors(names: list[str]) -> Iterator[None]:
+    """DuckDB's errors as one line, with the nearest of the views' names."""
+    try:
+        yield
+    except duckdb.CatalogException as error:
+        missing = str(error).partition("name ")[2].partition(" ")[0]
+        raise FactoryError(f"{_line(error)}{nearest(missing, names)}") from error
+    except duckdb.Error as error:
+        raise FactoryError(_line(error)) from error
 
 
 def export(root: str) -> None:

@@ -33,8 +33,8 @@ def thin(batch: pa.RecordBatch, policy: str, schema: pa.Schema) -> pa.RecordBatc
 class Rows:
     """A Parquet file that exists only if it has rows, committed when it is closed."""
 
-    def __init__(self, folder: str, path: str, schema: pa.Schema, always: bool = False) -> None:
-        self.url, self.path, self.schema = files.join(folder, path), path, schema
+    def __init__(self, folder: str, path: str, schema: pa.Schema, level: int, always: bool = False) -> None:
+        self.url, self.path, self.schema, self.level = files.join(folder, path), path, schema, level
         self._aside: Any = None
         self._writer: shard.ShardWriter | None = None
         if always:
@@ -42,7 +42,7 @@ class Rows:
 
     def _open(self) -> shard.ShardWriter:
         self._aside = files.aside(self.url)
-        self._writer = shard.ShardWriter(self._aside.__enter__(), self.schema)
+        self._writer = shard.ShardWriter(self._aside.__enter__(), self.schema, self.level)
         return self._writer
 
     @property
@@ -80,13 +80,13 @@ class Outputs:
         self.schema = shard.unpack_schema(stage.after)
         self.rows = 0
         self.closed: list[dict[str, Any]] = []
-        self.current = Rows(stage.folder, stage.output("rows", number), self.schema, always=True)
+        self.current = Rows(stage.folder, stage.output("rows", number), self.schema, shard.LEVEL, always=True)
 
     def write(self, batch: pa.RecordBatch) -> None:
         if self.stage.cut and self.current.content_bytes >= self.stage.shard_bytes:
             self.closed.append(self.current.close() or {})
             path = self.stage.output("rows", self.number, len(self.closed))
-            self.current = Rows(self.stage.folder, path, self.schema, always=True)
+            self.current = Rows(self.stage.folder, path, self.schema, shard.LEVEL, always=True)
         self.current.write(batch)
         self.rows += batch.num_rows
 

@@ -89,9 +89,12 @@ def load(path: str, settings: Mapping[str, str] | None = None) -> Recipe:
 
 def build(table: dict[str, Any], path: str = "recipe", settings: Mapping[str, str] | None = None) -> Recipe:
     """A recipe from its TOML table."""
-    params = _parameters(table.pop("params", {}), settings or {}, path)
+    declared = table.pop("params", {})
+    if not isinstance(declared, dict):
+        raise FactoryError(f"{path}: params is a table of names and defaults: [params]")
+    params = _parameters(declared, settings or {}, path)
     steps = table.pop("step", [])
-    if not isinstance(steps, list) or not steps:
+    if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
         raise FactoryError(f"{path}: a recipe has a list of [[step]] tables and this one has none")
     known = {"name", "version", "description", "shard_bytes", "dropped"}
     for key in table:
@@ -116,7 +119,9 @@ def build(table: dict[str, Any], path: str = "recipe", settings: Mapping[str, st
         where = f"{path}: step {number}" + (f" ({use})" if use else "")
         if not isinstance(use, str):
             raise FactoryError(f"{where}: needs `use`, the name of a step; `factory steps` lists them")
-        entries.append(StepEntry(use, options, make_step(use, options, where), bool(keep)))
+        if type(keep) is not bool:
+            raise FactoryError(f"{where}: keep_rows = {keep!r}: true or false")
+        entries.append(StepEntry(use, options, make_step(use, options, where), keep))
     return Recipe(
         name=table["name"],
         version=table["version"],

@@ -19,7 +19,8 @@ from factory.engine import files
 from factory.engine.errors import FactoryError
 
 ROW_GROUP_BYTES = 8 << 20
-CODEC, LEVEL = "zstd", 3
+CODEC, LEVEL, FAST = "zstd", 3, 1
+"""Rows are compressed at LEVEL; what was dropped, which few will read, at FAST."""
 DICTIONARY = ("dump", "language", "source", "license", "kind", "package", "step", "reason", "content_type")
 """Columns of few values, dictionary-encoded; a fixed list, because a guess would depend on the data seen."""
 
@@ -53,7 +54,7 @@ def _bytes(column: pa.Array) -> np.ndarray:
 class ShardWriter:
     """Writes batches to a local file. The bytes do not depend on how the rows are cut into batches."""
 
-    def __init__(self, path: str, schema: pa.Schema) -> None:
+    def __init__(self, path: str, schema: pa.Schema, level: int = LEVEL) -> None:
         self.schema = schema
         self.rows = 0
         self.content_bytes = 0
@@ -61,7 +62,7 @@ class ShardWriter:
         self._held_bytes = 0
         dictionary = [name for name in schema.names if name in DICTIONARY]
         self._writer = pq.ParquetWriter(
-            path, schema, compression=CODEC, compression_level=LEVEL, use_dictionary=dictionary, store_schema=False
+            path, schema, compression=CODEC, compression_level=level, use_dictionary=dictionary, store_schema=False
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -141,10 +142,10 @@ def has_schema(url: str, schema: pa.Schema) -> bool:
 
 
 def rewrite(source: str, target: str, schema: pa.Schema) -> None:
-    """The same rows with the columns of another schema; absent columns are null."""
+    """A file of dropped rows, the same with the columns of another schema; absent columns are null."""
     fs, path = files.locate(source)
     with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file, files.aside(target) as scratch:
-        writer = ShardWriter(scratch, schema)
+        writer = ShardWriter(scratch, schema, FAST)
         for batch in file.iter_batches():
             writer.write(batch)
         writer.close()

@@ -61,8 +61,9 @@ class StageTask:
                 return
         self._forget()
         meter = Meter()
-        self.dropped = Rows(stage.folder, stage.output("dropped", self.number), shard.unpack_schema(stage.dropped))
-        self.failed = Rows(stage.folder, stage.output("failed", self.number), FAILED)
+        schema = shard.unpack_schema(stage.dropped)
+        self.dropped = Rows(stage.folder, stage.output("dropped", self.number), schema, shard.FAST)
+        self.failed = Rows(stage.folder, stage.output("failed", self.number), FAILED, shard.FAST)
         writers = Outputs(stage, self.number)
         try:
             for batch, memo in self._pipeline():

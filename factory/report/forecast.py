@@ -32,32 +32,45 @@ class Rate:
 
     @property
     def share_kept(self) -> float:
+        """Of the text, as far as rows tell; a step that makes rows of rows keeps it all."""
         return self.rows_out / self.rows_in if self.rows_in else 1.0
 
 
-def measured(root: str) -> dict[str, Rate]:
-    """Rates of every step that was ever run below a root, and of the reading and writing around them."""
-    rates: dict[str, Rate] = {}
+@dataclass
+class Measured:
+    """Rates of every step that was ever run below a root, of the reading and writing around them, and how many bytes
+    of Parquet a byte of content became."""
+
+    steps: dict[str, Rate]
+    other: Rate
+    parquet_bytes: int = 0
+    content_bytes: int = 0
+
+
+def measured(root: str) -> Measured:
+    """What the receipts and manifests below a root tell."""
+    found = Measured({}, Rate())
     for dataset in manifest.all_manifests(root):
         path = files.join(dataset.folder, "receipts", "receipts.parquet")
         fs, local = files.locate(path)
         with fs.open(local, "rb") as file:
-            total = pq.read_table(file, columns=["cpu_seconds", "bytes_in"]).to_pydict()
+            total = pq.read_table(file, columns=["stage", "cpu_seconds", "bytes_in"]).to_pydict()
         in_steps = 0.0
         for step in dataset.funnel:
-            rate = rates.setdefault(step["use"], Rate())
+            rate = found.steps.setdefault(step["use"], Rate())
             rate.bytes_in += step["bytes_in"]
             rate.cpu_seconds += step["cpu_seconds"]
             rate.rows_in += step["rows_in"]
-            rate.rows_out += step["kept"]
+            rate.rows_out += step["rows_in"] if step["made"] else step["kept"]
             in_steps += step["cpu_seconds"]
-        other = rates.setdefault(OTHER, Rate())
-        other.bytes_in += sum(total["bytes_in"])
-        other.cpu_seconds += max(0.0, sum(total["cpu_seconds"]) - in_steps)
-        out = rates.setdefault("parquet", Rate())
-        out.bytes_in += sum(total["bytes_in"][-len(dataset.rows) :])
-        out.cpu_seconds += sum(file["bytes"] for file in dataset.rows)
-    return rates
+        found.other.bytes_in += sum(total["bytes_in"])
+        found.other.cpu_seconds += max(0.0, sum(total["cpu_seconds"]) - in_steps)
+        last = dataset.stages[-1]["key"]
+        given = sum(size for stage, size in zip(total["stage"], total["bytes_in"], strict=True) if stage == last)
+        rows_in = dataset.funnel[-1]["rows_in"]
+        found.content_bytes += given * dataset.funnel[-1]["kept"] // max(rows_in, 1)
+        found.parquet_bytes += sum(file["bytes"] for file in dataset.rows)
+    return found
 
 
 def parse_count(text: str) -> float:
@@ -75,7 +88,7 @@ def _bad_count(text: str) -> float:
 
 def text(planned: Plan, tokens: float | None = None) -> str:
     """The plan as a table."""
-    rates = measured(planned.root)
+    known = measured(planned.root)
     size = tokens * BYTES_A_TOKEN if tokens else float(planned.input_bytes)
     per_shard = planned.recipe.shard_bytes
     lines = [
@@ -88,7 +101,7 @@ def text(planned: Plan, tokens: float | None = None) -> str:
         begun = size
         steps = ([stage.applied] if stage.applied else []) + stage.entries
         for _, entry in steps:
-            rate = rates.get(entry.use, Rate())
+            rate = known.steps.get(entry.use, Rate())
             speed = rate.bytes_a_second
             cost = size / speed / 3600 if speed else None
             hours += cost or 0.0
@@ -99,7 +112,7 @@ def text(planned: Plan, tokens: float | None = None) -> str:
                 f"{f'{speed / 1e6:,.1f}' if speed else '?':>10} {f'{cost:,.3f}' if cost is not None else '?':>12}"
             )
             size *= rate.share_kept
-        speed = rates.get(OTHER, Rate()).bytes_a_second
+        speed = known.other.bytes_a_second
         if speed:
             hours += begun / speed / 3600
             shown = f"{speed / 1e6:,.1f}"
@@ -108,8 +121,7 @@ def text(planned: Plan, tokens: float | None = None) -> str:
             f"{'':6} → {max(1, round(size / per_shard)):,} shards of {_bytes(per_shard)} of text, {_bytes(size)}"
         )
         wide = max(wide, size)
-    packed = rates.get("parquet", Rate())
-    ratio = packed.cpu_seconds / packed.bytes_in if packed.bytes_in else None
+    ratio = known.parquet_bytes / known.content_bytes if known.content_bytes else None
     lines.append(
         f"in all {hours:,.2f} core-hours" + (f" and what is not measured: {', '.join(unknown)}" if unknown else "")
     )

@@ -16,7 +16,7 @@ def text(dataset: Manifest, reason: str = "", rows: int = 2, width: int = 400) -
     connection = duckdb.connect(":memory:")
     connection.execute(f"create view kept as {reading(dataset.urls('rows'))}")
     connection.execute(f"create view dropped as {reading(dataset.urls('dropped'))}")
-    shown = "text" if "text" in dataset.columns else next(iter(set(dataset.columns) - {"id"}), "id")
+    shown = next((name for name in ("text", *dataset.columns) if name in dataset.columns and name != "id"), "id")
     found = connection.execute(
         "select step, reason, count(*) from dropped group by all order by 3 desc, 1, 2"
     ).fetchall()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import duckdb
 import pytest
 
@@ -87,3 +89,32 @@ def test_newest_counts_numbers_as_numbers():
     versions = ["dev", "2026.11.9", "2026.11.20", "2026.2.28", "1", "1.10", "1.9"]
     ordered = sorted(versions, key=manifest.version_order)
     assert ordered == ["dev", "1", "1.9", "1.10", "2026.2.28", "2026.11.9", "2026.11.20"]
+
+
+def test_datasets_on_another_file_system_are_queried_too(root, tmp_path):
+    """fsspec's memory file system stands for a remote one: no path of it exists on this machine's disk."""
+    from factory.engine import run
+
+    elsewhere = "memory://factory/runs"
+    made = make(SOURCE, {"use": "DropOdd"}, {"use": "Once"}, name="far")
+    far = run.run(made, run.Options(root=elsewhere, quiet=True))
+    assert rows(elsewhere, "select count(*) from far") == [(far.counts["rows_kept"],)]
+    near = build(made, tmp_path)
+    assert rows(elsewhere, "select * from far order by id") == rows(str(tmp_path), "select * from far order by id")
+    assert run.run(made, run.Options(root=elsewhere, quiet=True)).key == near.key
+
+
+def test_a_dataset_that_lost_its_files_does_not_hide_the_others(tmp_path, capsys):
+    lost = build(make(SOURCE, name="lost"), tmp_path)
+    build(make(SOURCE, name="there"), tmp_path)
+    for url in lost.urls():
+        Path(url).unlink()
+    assert rows(str(tmp_path), "select count(*) from there") == [(36,)]
+    assert "lost: no view, its files cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("statement", ["selec 1", "select 'x'::int", "select 1 +", ""])
+def test_a_wrong_statement_is_one_line(root, statement):
+    with pytest.raises(FactoryError) as raised:
+        catalog.show(root, statement, 10, 80)
+    assert "\n" not in str(raised.value)
