@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from factory.engine import recipe, run
 from tests.conftest import REPOSITORY
-from tests.engine.build import check_law
+from tests.engine.build import check_law, content
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.toml"))
 
@@ -54,4 +58,36 @@ def test_the_quickstart_runs_end_to_end(tmp_path):
     tokens = run.run(recipe.load(str(recipes / "quickstart_tokens.toml")), options)
     check_law(tokens)
     assert tokens.counts["rows_consumed"] == text.counts["rows_kept"]
-    assert (tmp_path / "runs" / "quickstart_tokens@2026.11.20" / "tokenizer" / "tokenizer.json").exists()
+    tokenizer = tmp_path / "runs" / "quickstart_tokens@2026.11.20" / "tokenizer"
+    # The same tokenizer given as a folder packs the same sequences, and goes with them.
+    source = {"use": "ingest.Dataset", "name": "quickstart@2026.11.20"}
+    pack = {"use": "tokens.Pack", "tokenizer": str(tokenizer), "sequence_length": 256}
+    again = run.run(recipe.build({"name": "again", "version": "1", "step": [source, pack]}), options)
+    assert content(again) == content(tokens)
+    copied = Path(again.folder) / again.artifacts["tokenizer"] / "tokenizer.json"
+    assert copied.read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_demo_shows_the_whole_journey(tmp_path):
+    """The script that `make demo` runs, on two small packages and six training steps."""
+    recipes = small_quickstart(tmp_path)
+    for name in ("demo.sh", "train"):
+        source = REPOSITORY / "recipes" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, recipes / name)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "FACTORY_RUNS": "runs"}
+    for _ in range(2):  # the second finds all of it done
+        result = subprocess.run(
+            ["bash", str(recipes / "demo.sh"), "train.steps=6"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        for shown in ("rows in", "dup", "package", "sample:", "What lies where"):
+            assert shown in result.stdout, shown
+    run_folder = tmp_path / "runs" / "train" / "dense_tiny"
+    assert (run_folder / "loss.png").stat().st_size > 1000
+    assert (run_folder / "checkpoint" / "hf" / "model.safetensors").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,8 @@ class Keep(Map):
     spaces, as FineWeb does. Adds `language` and `language_score`, the likeliest language and its probability. Drops
     a text in another language (reason `language`) or with a score not above `threshold` (`language_score`).
     """
+
+    located: ClassVar[tuple[str, ...]] = ("model",)
 
     keep: tuple[str, ...] = ("en",)
     """The languages to keep, as the model names them; empty: label only, keep all."""

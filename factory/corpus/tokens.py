@@ -194,6 +194,8 @@ class Pack(Regroup):
     `document_ids` (every document with tokens here) and `token_count`.
     """
 
+    located: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
     sequence_length: Annotated[int, Ge(2)] = 2048
     """Tokens in a sequence."""
     tokenizer: str = ""
@@ -218,6 +220,9 @@ class Pack(Regroup):
 
     def files(self) -> tuple[str, ...]:
         return (str(Path(self.tokenizer) / "tokenizer.json"),) if self.tokenizer else ()
+
+    def folders(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer} if self.tokenizer else {}
 
     def open(self, context: Context) -> None:
         folder = self.tokenizer or context.artifacts.get("tokenizer", "")

@@ -134,6 +134,9 @@ def identity(entry: StepEntry) -> dict[str, Any]:
     del known["keep"]
     for name in step.located:
         known["options"].pop(name, None)
+    for path in step.files():
+        if not files.exists(path):
+            raise FactoryError(f"step {entry.use}: {path}: no such file")
     if step.files():
         known["files"] = [files.file_identity(path, path.rsplit("/", 1)[-1]) for path in step.files()]
     return known

@@ -130,11 +130,14 @@ class _Run:
         inputs: list[str] = []
         decided: gather.Decided | None = None
         artifacts: dict[str, str] = {}
+        for entry in self.plan.recipe.steps:
+            artifacts |= entry.step.folders()
         begin = self._kept()
         for number in range(len(self.plan.stages)):
             if number <= begin and begin:
                 known = Stage.load(plan.stage_folder(self.plan.root, self.plan.stages[number].key))
-                inputs, decided, artifacts = known.inputs, known.decided, dict(known.artifacts)
+                inputs, decided = known.inputs, known.decided
+                artifacts = {**known.artifacts, **artifacts}
                 if number < begin:
                     self._add(known)
                     continue

@@ -148,6 +148,10 @@ class Step:
         """Local files (models, prompts) whose content is part of the identity."""
         return ()
 
+    def folders(self) -> dict[str, str]:
+        """Local folders that belong to what it makes, by name (a tokenizer): copied into the dataset as artifacts."""
+        return {}
+
     def datasets(self) -> tuple[str, ...]:
         """Datasets (`name@version`) that it reads: their manifest keys are part of the identity."""
         return ()

@@ -1,0 +1,58 @@
+"""The benchmarks run, and what they promise holds: memory here, on any machine; speed as a ratio, on a small sample."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import memory
+from tests.conftest import REPOSITORY
+
+
+def benchmark(name: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, f"benchmarks/{name}.py", *arguments]
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=3000)
+    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_two_gigabytes_of_json_lines_stay_below_one_and_a_half_a_worker(data, tmp_path):
+    texts = pq.read_table(data / "webtext" / "bench.parquet", columns=["text"]).column(0).to_pylist()
+    rows = memory.measure(texts, 2_000_000_000, tmp_path, workers=2)
+    assert sum(row["shards"] for row in rows) > 50
+    assert rows[0]["rows_in"] > 500_000
+    # The run was held to it by --memory; this is what its receipts say.
+    assert all(0 < row["peak_mb"] < 1500 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_chain_is_many_times_as_fast_as_datatrove(data):
+    """On a sample, where both sides' start-up weighs heavily: the whole of webtext shows 50 times and more."""
+    printed = benchmark("chain", "--documents", "2500", "--repeat", "1")
+    speed = {
+        line[:28].strip(): float(line.split()[-1])
+        for line in printed.splitlines()
+        if re.match("factory|datatrove", line)
+    }
+    assert set(speed) == {"factory, words = unicode", "factory, words = spacy", "datatrove"}
+    assert speed["factory, words = unicode"] > 8 and speed["factory, words = spacy"] > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["language", "minhash"])
+def test_a_benchmark_prints_its_table(data, name):
+    assert "MB" in benchmark(name)
+
+
+def test_every_benchmark_is_listed():
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    for path in sorted(Path(REPOSITORY / "benchmarks").glob("*.py")):
+        assert path.name in page or path.name == "__init__.py"
