@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean setup
+.PHONY: demo test test-slow test-all lint clean setup
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -21,8 +21,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-all: setup
-	$(BIN)/python -m pytest -m ''
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
 
 lint: setup
 	$(BIN)/ruff check .

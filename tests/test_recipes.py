@@ -22,6 +22,8 @@ def test_a_shipped_recipe_loads_and_says_what_it_makes(path):
     loaded = recipe.load(str(path))
     assert loaded.name == path.stem
     assert loaded.description
+    cards = [card.read_text() for card in (REPOSITORY / "data_cards").glob("*.md")]
+    assert any(f"recipes/{path.name}" in card for card in cards), "no data card tells of this recipe"
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes" / "train").glob("*.toml")), ids=lambda p: p.stem)

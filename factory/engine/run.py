@@ -16,18 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-import factory
-from factory.engine import files, gather, manifest, plan, receipt, shard
+from factory.engine import files, gather, manifest, plan, receipt
 from factory.engine.errors import FactoryError
+from factory.engine.finish import finish, tidy
 from factory.engine.local import Events, Job, Local
 from factory.engine.manifest import Manifest
 from factory.engine.plan import Plan
 from factory.engine.progress import Progress
 from factory.engine.recipe import Recipe
-from factory.engine.stage import FAILED, Stage
+from factory.engine.stage import Stage
 from factory.engine.step import Context, Gather
 from factory.engine.task import has_rows, is_done
 
@@ -156,7 +153,7 @@ class _Run:
                 )
                 decided = gather.run_gather(step, exchange)
         self._check_inputs()
-        return self._finish(artifacts)
+        return finish(self.plan, self.done, self.receipts, artifacts)
 
     def _kept(self) -> int:
         """The last stage whose rows an earlier run kept whole, with the receipts of those before it; else 0."""
@@ -254,157 +251,6 @@ class _Run:
         now = source.identities(Context(self.options.root), self.plan.splits)  # type: ignore[attr-defined]
         if now != [known for known in self.plan.inputs if "dataset" not in known]:
             raise FactoryError(f"{self.plan.recipe.path}: the input changed while it was read: run again")
-
-    # The dataset's folder.
-
-    def _finish(self, artifacts: dict[str, str]) -> Manifest:
-        folder = files.join(self.options.root, self.plan.dataset)
-        if files.exists(files.join(folder, "manifest.json")):  # version "dev": the old one ends here
-            files.move(files.join(folder, "manifest.json"), files.join(folder, REPLACED))
-        outputs = [(len(self.done) - 1, output) for one in self.receipts[-1] for output in one["outputs"]]
-        rows = self._share_all(folder, "rows", outputs)
-        dropped, failed = (
-            self._share_all(
-                folder, kind, [(s, o[kind]) for s, all_ in enumerate(self.receipts) for o in all_ if o[kind]]
-            )
-            for kind in ("dropped", "failed")
-        )
-        for name, source in artifacts.items():
-            fs, path = files.locate(source)
-            target = files.locate(files.join(folder, name))[1]
-            if fs.exists(target):
-                fs.rm(target, recursive=True)
-            fs.copy(path, target, recursive=True)
-        everything = [one for stage in self.receipts for one in stage]
-        target = files.join(folder, "receipts", "receipts.parquet")
-        with files.aside(target) as scratch:
-            pq.write_table(receipt.to_table(everything, self.plan.dataset), scratch, compression="zstd")
-        schema = self.plan.stages[-1].after
-        assert schema is not None
-        finished = Manifest(
-            name=self.plan.name,
-            version=self.plan.recipe.version,
-            key=self.plan.key,
-            recipe=self.plan.recipe.resolved(),
-            inputs=self.plan.inputs,
-            stages=_kept_of(self.plan),
-            columns=shard.schema_to_json(schema),
-            schema=shard.pack_schema(schema),
-            rows=rows,
-            dropped=dropped,
-            failed=failed,
-            counts=_counts(self.receipts),
-            funnel=_funnel(everything),
-            artifacts={name: name for name in artifacts},
-            dropped_policy=", ".join(sorted({one["dropped_policy"] for one in everything})),
-            code={"factory": factory.__version__, "pyarrow": pa.__version__},
-            description=self.plan.recipe.description,
-        )
-        finished.save(folder)
-        finished = dataclasses.replace(finished, folder=folder)
-        tidy(self.options.root, finished)
-        return finished
-
-    def _share_all(self, folder: str, kind: str, outputs: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Give the stages' files their place in the dataset, numbered in dataset order, and remove any other."""
-        listed = []
-        for number, (stage, output) in enumerate(outputs):
-            path = f"{kind}/part-{number:07d}.parquet"
-            source, target = files.join(self.done[stage].folder, output["path"]), files.join(folder, path)
-            if kind == "dropped" and not shard.has_schema(source, self.plan.dropped):
-                # The stage was kept by another recipe, whose other steps add other columns.
-                shard.rewrite(source, target, self.plan.dropped)
-            else:
-                files.share(source, target)
-            listed.append({"path": path, "rows": output["rows"], "bytes": files.size(target)})
-        if not outputs:  # an empty file, so that `dropped/*.parquet` can always be read
-            path = f"{kind}/part-0000000.parquet"
-            schema = FAILED if kind == "failed" else self.plan.dropped
-            with files.aside(files.join(folder, path)) as scratch:
-                shard.ShardWriter(scratch, schema).close()
-            listed.append({"path": path, "rows": 0, "bytes": 0})
-        fs, base = files.locate(files.join(folder, kind))
-        wanted = {os.path.basename(file["path"]) for file in listed}
-        for name in fs.ls(base, detail=False):
-            if os.path.basename(name) not in wanted:
-                fs.rm(name)
-        return listed
-
-
-REPLACED = "replaced.json"
-"""The manifest of the "dev" that a new one takes the place of, until its stages are tidied away."""
-
-
-def _kept_of(planned: Plan) -> list[dict[str, str]]:
-    """What stays of each stage: its rows, or the receipts that a kept stage after it needs, or nothing."""
-    last = max((n for n, stage in enumerate(planned.stages) if stage.keep), default=-1)
-    return [
-        {"key": stage.key, "keep": "rows" if stage.keep else "receipts" if number < last else ""}
-        for number, stage in enumerate(planned.stages)
-    ]
-
-
-def tidy(root: str, built: Manifest) -> None:
-    """Remove what nothing will read again. Of a version's stages only what the recipe keeps stays; those of "dev" stay
-    until the next "dev"."""
-    replaced_path = files.join(built.folder, REPLACED)
-    gone: dict[str, str] = {}
-    if files.exists(replaced_path):
-        mine = {stage["key"] for stage in built.stages}
-        gone = {old["key"]: old["keep"] for old in files.read_json(replaced_path)["stages"] if old["key"] not in mine}
-    if built.version != "dev":
-        gone |= {stage["key"]: stage["keep"] for stage in built.stages}
-    gone = {key: keep for key, keep in gone.items() if keep != "rows" and _left(root, key, keep)}
-    if gone:
-        in_use = {
-            stage["key"]
-            for other in manifest.all_manifests(root)
-            if other.dataset != built.dataset
-            for stage in other.stages
-            if other.version == "dev" or stage["keep"] == "rows"
-        }
-        for key, keep in gone.items():
-            if key not in in_use:
-                for folder in _left(root, key, keep):
-                    files.remove_tree(folder)
-    files.remove(replaced_path)
-
-
-def _left(root: str, key: str, keep: str) -> list[str]:
-    """What lies there of a stage and need not: all of it, or its rows and exchanges where its receipts are kept."""
-    stage = plan.stage_folder(root, key)
-    if not keep:
-        return [stage] if files.exists(stage) else []
-    patterns = ("rows", "gather-*/emitted", "gather-*/exchanges")
-    return [found for pattern in patterns for found in files.matching(files.join(stage, pattern))]
-
-
-def _counts(receipts: list[list[dict[str, Any]]]) -> dict[str, int]:
-    """Rows of the whole: in at the first stage, out of the last, and what happened between."""
-    everything = [one for stage in receipts for one in stage]
-    sums = {f"rows_{n}": sum(one[f"rows_{n}"] for one in everything) for n in ("made", "dropped", "failed", "consumed")}
-    return {
-        "rows_in": sum(one["rows_in"] for one in receipts[0]),
-        **sums,
-        "rows_kept": sum(one["rows_kept"] for one in receipts[-1]),
-        "bytes_in": sum(one["bytes_in"] for one in receipts[0]),
-        "bytes_out": sum(one["bytes_out"] for one in receipts[-1]),
-    }
-
-
-def _funnel(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by step and reason, over all shards: what `factory show` prints."""
-    found: dict[int, dict[str, Any]] = {}
-    for one in everything:
-        for step in one["steps"]:
-            if step["number"] == 0:
-                continue  # a stage that only reads: nothing happens there
-            total = found.setdefault(step["number"], {"number": step["number"], "use": step["use"], "reasons": {}})
-            for name in ("rows_in", "made", "kept", "dropped", "failed", "consumed", "bytes_in", "cpu_seconds"):
-                total[name] = total.get(name, 0) + step[name]
-            for reason in step["reasons"]:
-                total["reasons"][reason["reason"]] = total["reasons"].get(reason["reason"], 0) + reason["rows"]
-    return [found[number] for number in sorted(found)]
 
 
 def parse_bytes(text: str) -> int:

@@ -11,8 +11,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from factory.engine import files, manifest, shard
-from factory.engine import run as run_module
+from factory.engine import files, finish, manifest, shard
 from factory.engine.errors import FactoryError
 from factory.engine.local import Events, Job, Local, TaskFailed
 from tests.engine.build import build, check_law, content, make
@@ -157,7 +156,7 @@ def test_ended_anywhere_while_it_finishes_it_goes_on(tmp_path, monkeypatch, vers
     check_law(rough)
     kept = {p.name for p in (root / ".stages").iterdir() if p.is_dir()}
     assert kept == ({stage["key"] for stage in rough.stages} if version == "dev" else set())
-    assert not (Path(rough.folder) / run_module.REPLACED).exists()
+    assert not (Path(rough.folder) / finish.REPLACED).exists()
     assert not list(root.rglob("*" + files.TEMPORARY))
 
 
