@@ -35,13 +35,17 @@ class Progress:
         self.title, self.tasks, self.weight = title, tasks, max(weight, 1)
         self.stream = stream or sys.stderr
         self.done = self.done_weight = self.rows = self.bytes = 0
+        self.ratio = 1.0  # weight of a byte read, as finished tasks tell: so unfinished ones count too
+        self.reached = 0.0
         self.begun = self.shown = time.monotonic()
         self.quiet = quiet
         self.bar: tqdm | None = None
         if not quiet and self.stream.isatty():
-            self.bar = tqdm(
-                total=self.weight, file=self.stream, desc=title, leave=not brief, bar_format="{desc} {bar:24} {postfix}"
-            )
+            if not brief:
+                print(title, file=self.stream)
+            bar_format = "{desc:>12} {percentage:3.0f}% {bar:20} {postfix}"
+            desc = title.strip() if brief else ""
+            self.bar = tqdm(total=self.weight, file=self.stream, desc=desc, leave=not brief, bar_format=bar_format)
 
     def read(self, rows: int, size: int) -> None:
         self.rows += rows
@@ -51,16 +55,16 @@ class Progress:
     def finish_task(self, weight: int) -> None:
         self.done += 1
         self.done_weight += weight
-        if self.bar is not None:
-            self.bar.update(weight)
+        if self.bytes:
+            self.ratio = self.done_weight / self.bytes
         self._show()
 
     def line(self) -> str:
         elapsed = max(time.monotonic() - self.begun, 1e-9)
         rate = f"{self.rows / elapsed:,.0f} rows/s, {self.bytes / elapsed / 1e6:,.1f} MB/s"
         left = ""
-        if self.done_weight and self.done < self.tasks:
-            left = f", {duration(elapsed * (self.weight - self.done_weight) / self.done_weight)} left"
+        if self.reached and self.done < self.tasks:
+            left = f", {duration(elapsed * (self.weight - self.reached) / self.reached)} left"
         elif self.done == self.tasks:
             left = f", {duration(elapsed)} in all"
         return (
@@ -68,7 +72,10 @@ class Progress:
         )
 
     def _show(self) -> None:
+        estimate = max(self.done_weight, min(self.bytes * self.ratio, 0.99 * self.weight))
+        self.reached = self.weight if self.done == self.tasks else max(self.reached, estimate)
         if self.bar is not None:
+            self.bar.n = round(self.reached)
             self.bar.set_postfix_str(self.line())
         elif not self.quiet and time.monotonic() - self.shown >= PLAIN_SECONDS:
             self.shown = time.monotonic()
