@@ -9,11 +9,11 @@ tokens="quickstart_tokens@2026.11.20"
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { say "$ $*"; "$@"; }
 
-say "1. Real text becomes shards: the documentation of the Python packages installed here"
+say "1. Real text becomes shards: the documentation and source of the Python packages installed here"
 run factory run recipes/quickstart.toml
 
 say "2. The shards are plain Parquet: one query"
-run factory sql "select package, count(*) as documents, sum(length(text)) as characters from quickstart group by 1 order by 3 desc limit 8"
+run factory sql "select package, kind, count(*) as documents, sum(length(text)) as characters from quickstart group by all order by 4 desc limit 10"
 
 say "3. Text becomes token sequences, with a tokenizer trained on it"
 run factory run recipes/quickstart_tokens.toml
