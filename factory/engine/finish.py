@@ -21,7 +21,11 @@ REPLACED = "replaced.json"
 
 
 def finish(
-    planned: Plan, done: list[Stage], receipts: list[list[dict[str, Any]]], artifacts: dict[str, str]
+    planned: Plan,
+    done: list[Stage],
+    receipts: list[list[dict[str, Any]]],
+    exchanges: list[dict[str, Any]],
+    artifacts: dict[str, str],
 ) -> Manifest:
     """Give the finished stages' files their place in the dataset's folder, write its manifest, tidy up."""
     folder = files.join(planned.root, planned.dataset)
@@ -60,7 +64,8 @@ def finish(
         dropped=dropped,
         failed=failed,
         counts=_counts(receipts),
-        funnel=_funnel(everything),
+        funnel=_funnel(everything, exchanges),
+        exchanges=exchanges,
         artifacts={name: name for name in artifacts},
         dropped_policy=", ".join(sorted({one["dropped_policy"] for one in everything})),
         code={"factory": factory.__version__, "pyarrow": pa.__version__},
@@ -157,8 +162,9 @@ def _counts(receipts: list[list[dict[str, Any]]]) -> dict[str, int]:
     }
 
 
-def _funnel(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by step and reason, over all shards: what `factory show` prints."""
+def _funnel(everything: list[dict[str, Any]], exchanges: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by step and reason, over all shards: what `factory show` prints. A Gather's CPU seconds are those of what
+    the shards contribute, of its exchanges, and of applying what was decided."""
     found: dict[int, dict[str, Any]] = {}
     for one in everything:
         for step in one["steps"]:
@@ -169,4 +175,6 @@ def _funnel(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 total[name] = total.get(name, 0) + step[name]
             for reason in step["reasons"]:
                 total["reasons"][reason["reason"]] = total["reasons"].get(reason["reason"], 0) + reason["rows"]
+    for spent in [one["emit"] for one in everything if one["emit"]] + exchanges:
+        found[spent["number"]]["cpu_seconds"] += spent["cpu_seconds"]
     return [found[number] for number in sorted(found)]

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from factory.engine import files, shard
 from factory.engine.errors import FactoryError
+from factory.engine.receipt import Meter
 from factory.engine.step import Gather
 
 Route = Literal["hash", "shard", "home"]
@@ -60,8 +61,14 @@ def partition_of(keys: np.ndarray, route: Route, partitions: int) -> np.ndarray:
     return (mixed % np.uint64(partitions)).astype(np.int64)
 
 
-def write_records(path: str, value: np.ndarray | WithPayload, route: Route, partitions: int) -> None:
-    """One producer's file."""
+def write_records(
+    path: str,
+    value: np.ndarray | WithPayload,
+    route: Route,
+    partitions: int,
+    used: dict[str, float | int] | None = None,
+) -> None:
+    """One producer's file. `used` is what making it took, as `receipt.Meter` reads it."""
     records = value.records if isinstance(value, WithPayload) else value
     where = partition_of(records["key"], route, partitions)
     if len(where) and where.max() >= partitions:
@@ -69,6 +76,7 @@ def write_records(path: str, value: np.ndarray | WithPayload, route: Route, part
     order = np.lexsort([records[name] for name in reversed(records.dtype.names or ())] + [where])
     offsets = np.searchsorted(where[order], np.arange(partitions + 1)).astype(np.uint64)
     header: dict[str, Any] = {"dtype": records.dtype.descr, "rows": len(records), "partitions": partitions}
+    header["used"] = used
     blocks = [offsets.tobytes(), records[order].tobytes()]
     if isinstance(value, WithPayload):
         sorted_text = value.payload.take(pa.array(order))
@@ -90,13 +98,14 @@ class _Header:
     partitions: int
     payload: bool
     start: int
+    used: dict[str, float | int] | None
 
 
 def _read_header(file: Any) -> _Header:
     size = int.from_bytes(file.read(8), "little")
     head = json.loads(file.read(size))
     dtype = np.dtype([(name, kind) for name, kind in head["dtype"]])
-    return _Header(dtype, head["rows"], head["partitions"], head.get("payload", False), 8 + size)
+    return _Header(dtype, head["rows"], head["partitions"], head.get("payload", False), 8 + size, head["used"])
 
 
 def read_partition(path: str, number: int | None) -> tuple[np.ndarray, pa.Array | None]:
@@ -122,10 +131,10 @@ def read_partition(path: str, number: int | None) -> tuple[np.ndarray, pa.Array 
         return records, texts
 
 
-def count_records(path: str) -> int:
+def read_header(path: str) -> _Header:
     fs, local = files.locate(path)
     with fs.open(local, "rb") as file:
-        return _read_header(file).rows
+        return _read_header(file)
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,16 @@ class Records:
 
     @property
     def rows(self) -> int:
-        return sum(count_records(self.producer(n)) for n in range(self.producers))
+        return sum(read_header(self.producer(n)).rows for n in range(self.producers))
+
+    def used(self) -> dict[str, float | int]:
+        """What making them took: tasks, CPU seconds of all, the most memory of one."""
+        used = [read_header(self.producer(n)).used or {} for n in range(self.producers)]
+        return {
+            "tasks": len(used),
+            "cpu_seconds": round(sum(one["cpu_seconds"] for one in used), 3),
+            "peak_memory_bytes": max(int(one["peak_memory_bytes"]) for one in used),
+        }
 
     def partition(self, number: int | None) -> tuple[np.ndarray, pa.Array | None]:
         """A partition's records, sorted by all fields, with their texts in the same order."""
@@ -236,6 +254,8 @@ class Exchange:
     partitions: int
     runner: Runner
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
+    used: dict[str, dict[str, float | int]] = dataclasses.field(default_factory=dict)
+    """What each exchange took, by name."""
 
     def emitted(self, name: str) -> Records:
         """What every shard emitted under a name, routed by a hash of its key."""
@@ -253,7 +273,9 @@ class Exchange:
             for number in range(inputs[0].partitions)
         ]
         self.runner(name, [task for task in tasks if not task.done])
-        return Records(output, inputs[0].partitions, partitions)
+        made = Records(output, inputs[0].partitions, partitions)
+        self.used[name] = made.used()
+        return made
 
     def artifact(self, name: str, inputs: Sequence[Records], method: str) -> str:
         """One task over all partitions: `method(part, folder)` writes files; later steps find them by `name`."""
@@ -277,12 +299,13 @@ def run_exchange_task(task: ExchangeTask, step: Gather, shards: Sequence[str]) -
     """Do one task and commit its file or folder."""
     if task.done:
         return
+    meter = Meter()
     read = [records.partition(None if task.artifact else task.number) for records in task.inputs]
     emitted = files.join(task.folder, "emitted")
     part = Part(task.number, [r for r, _ in read], [p for _, p in read], emitted, shards)
     if not task.artifact:
         value = find_method(step, task.method)(part)
-        write_records(record_path(task.output, task.number), value, task.route, task.partitions)
+        write_records(record_path(task.output, task.number), value, task.route, task.partitions, meter.read())
         return
     if not files.is_local(task.output):
         raise FactoryError(

@@ -29,6 +29,7 @@ class Manifest:
     failed: list[dict[str, Any]]
     counts: dict[str, int]
     funnel: list[dict[str, Any]]
+    exchanges: list[dict[str, Any]]
     artifacts: dict[str, str]
     dropped_policy: str
     code: dict[str, str]

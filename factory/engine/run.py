@@ -122,6 +122,7 @@ class _Run:
         self.plan, self.options, self.executor = planned, options, executor
         self.done: list[Stage] = []
         self.receipts: list[list[dict[str, Any]]] = []
+        self.exchanges: list[dict[str, Any]] = []
 
     def all(self) -> Manifest:
         inputs: list[str] = []
@@ -152,8 +153,9 @@ class _Run:
                     stage.folder, os.path.dirname(stage.emitted), inputs, stage.partitions, self._exchange, artifacts
                 )
                 decided = gather.run_gather(step, exchange)
+                self.exchanges += [{"number": emits[0], "name": name, **used} for name, used in exchange.used.items()]
         self._check_inputs()
-        return finish(self.plan, self.done, self.receipts, artifacts)
+        return finish(self.plan, self.done, self.receipts, self.exchanges, artifacts)
 
     def _kept(self) -> int:
         """The last stage whose rows an earlier run kept whole, with the receipts of those before it; else 0."""

@@ -44,6 +44,7 @@ class StageTask:
         self.failures: list[tuple[str, Failure]] = []
         self.emissions: list[dict[str, np.ndarray]] = []
         self.emit_failed = False
+        self.emit_seconds = 0.0
 
     def run(self) -> None:
         """Do the work and commit it: shards first, then what is emitted, the receipt last."""
@@ -90,6 +91,7 @@ class StageTask:
             "outputs": outputs,
             "dropped": extra[0],
             "failed": extra[1],
+            "emit": {"number": stage.emits.number, "cpu_seconds": self.emit_seconds} if stage.emits else None,
             "dropped_policy": stage.dropped_policy,
             "seam": [self.seam.first, self.seam.last] if self.seam else None,
             # Rows that this Gather could not take are not in the shard: under another Gather it is another shard.
@@ -278,6 +280,7 @@ class StageTask:
             found.append(step.emit(part, part_memo, _documents(self.number, row, part_memo)))
             return pa.nulls(part.num_rows, pa.string())
 
+        begun = time.process_time()
         found: list[dict[str, np.ndarray]] = []
         outcome = self.guard(call, batch, memo, entry.number, self.batch_number, None)
         if outcome.failed or len(found) > 1:
@@ -290,6 +293,7 @@ class StageTask:
             batch, memo = outcome.given, outcome.memo
             found = [step.emit(batch, memo, _documents(self.number, row, memo))]
         self.emissions += found
+        self.emit_seconds += time.process_time() - begun
         return batch, memo
 
     def _emitted(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def measured(root: str) -> Measured:
         fs, local = files.locate(path)
         with fs.open(local, "rb") as file:
             total = pq.read_table(file, columns=["stage", "cpu_seconds", "bytes_in"]).to_pydict()
-        in_steps = 0.0
+        in_steps = -sum(one["cpu_seconds"] for one in dataset.exchanges)  # which no receipt counts
         for step in dataset.funnel:
             rate = found.steps.setdefault(step["use"], Rate())
             rate.bytes_in += step["bytes_in"]

@@ -27,6 +27,10 @@ def text(dataset: Manifest) -> str:
             lines.append(f"   {'':31} {'':12} {'':10} {'':12} {rows:10,} {reason}")
     sums = "  ".join(f"{name.removeprefix('rows_')} {counts[name]:,}" for name in counts if name.startswith("rows_"))
     lines.append(f"rows: {sums}")
+    if dataset.exchanges:
+        seconds = sum(one["cpu_seconds"] for one in dataset.exchanges)
+        peak = max(one["peak_memory_bytes"] for one in dataset.exchanges)
+        lines.append(f"exchanges: {len(dataset.exchanges)}, {seconds:,.1f} CPU s, at most {peak / 1e6:,.0f} MB a task")
     lines.append(f"text in {counts['bytes_in'] / 1e6:,.1f} MB, Parquet out {counts['bytes_out'] / 1e6:,.1f} MB")
     return "\n".join(lines)
 

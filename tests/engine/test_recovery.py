@@ -195,3 +195,11 @@ def test_a_manifest_is_json_that_names_its_files(tmp_path):
     table = json.loads((Path(built.folder) / "manifest.json").read_text())
     assert [Path(built.folder, f["path"]).stat().st_size for f in table["rows"]] == [f["bytes"] for f in table["rows"]]
     assert sum(f["rows"] for f in table["rows"]) == built.counts["rows_kept"]
+
+
+def test_what_a_gather_takes_is_counted(tmp_path):
+    built = build(make(SOURCE, {"use": "Once", "delay": 0.0}), tmp_path)
+    assert [one["name"] for one in built.exchanges] == ["repeats", "ids-asked", "ids"]
+    assert all(one["tasks"] == 4 and one["peak_memory_bytes"] > 1 << 20 for one in built.exchanges)
+    spent = sum(one["cpu_seconds"] for one in built.exchanges)
+    assert 0 < spent <= built.funnel[-1]["cpu_seconds"]
