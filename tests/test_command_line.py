@@ -56,8 +56,24 @@ def test_run_show_sql_inspect_plan(tmp_path):
     assert "odd" in factory("sql", "select reason from try_dropped", FACTORY_RUNS=out).stdout
     again = factory("plan", path, "--out", out, "--tokens", "1B")
     assert "core-hours" in again.stdout and "never run" not in again.stdout
-    # `factory task` does what an executor asks; a finished shard is left alone.
     assert "Gopher" in factory("steps").stdout
+
+
+def test_factory_task_does_one_shard_of_a_stage(tmp_path):
+    """What other executors call: the stage's key and a shard's number are all that it needs."""
+    path = recipe(tmp_path, NUMBERS, f'use = "{HERE}DropOdd"')
+    Path(path).write_text(Path(path).read_text().replace('version = "1"', 'version = "dev"'))
+    out = tmp_path / "runs"
+    assert factory("run", path, "--out", str(out)).returncode == 0
+    stage = next(p for p in (out / ".stages").iterdir() if p.is_dir())
+    files = sorted(stage.glob("rows/*/*.parquet"))
+    before = [p.read_bytes() for p in files]
+    files[1].unlink()
+    (receipt,) = stage.glob("receipts/*/0000001.json")
+    receipt.unlink()
+    assert factory("task", stage.name, "1", "--out", str(out)).returncode == 0
+    assert receipt.exists() and [p.read_bytes() for p in files] == before
+    assert "no such stage" in mistake(factory("task", "nokey", "1", "--out", str(out)))
 
 
 def test_progress_is_plain_lines_without_a_terminal(tmp_path):
