@@ -47,7 +47,7 @@ def _type_text(hint: object) -> str:
 
 
 def _bound(bound: object) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
     return ", ".join(f"{s} {getattr(bound, n)}" for n, s in signs.items() if getattr(bound, n, None) is not None)
 
 

@@ -24,7 +24,7 @@ class C4(Map):
     where too few sentences are left.
     """
 
-    text: str = "text"
+    column: str = "text"
     """The column to read and to replace."""
     words: Literal["unicode", "spacy"] = "unicode"
     """How sentences are counted: by full stops that end a word, or by the tokens of spaCy's English rules."""
@@ -50,10 +50,10 @@ class C4(Map):
     """Take out lines on terms of use, privacy and cookies."""
 
     def needs(self) -> tuple[str, ...]:
-        return (self.text,)
+        return (self.column,)
 
     def adds(self) -> dict[str, pa.DataType]:
-        return {self.text: pa.large_string()}
+        return {self.column: pa.large_string()}
 
     def __call__(self, batch: pa.RecordBatch, memo: Memo) -> Mapped:
         rules = Rules(
@@ -66,9 +66,9 @@ class C4(Map):
             policy=self.filter_policy,
         )
         stops = self.stops if self.filter_no_terminal_punct else ""
-        text, codes, counts = memo(clean, batch.column(self.text), rules, stops, self.words)
-        where = batch.schema.get_field_index(self.text)
-        edited = batch.set_column(where, pa.field(self.text, pa.large_string()), text)
+        text, codes, counts = memo(clean, batch.column(self.column), rules, stops, self.words)
+        where = batch.schema.get_field_index(self.column)
+        edited = batch.set_column(where, pa.field(self.column, pa.large_string()), text)
         tests = (
             ("lorem_ipsum", codes == 0),
             ("curly_bracket", codes == 1),

@@ -24,7 +24,7 @@ class FineWeb(Filter):
     filter. Lines end at a line feed; blank ones do not count.
     """
 
-    text: str = "text"
+    column: str = "text"
     """The column to read."""
     words: Literal["unicode", "spacy"] = "unicode"
     """What a word is: a run of letters and digits, or a token of spaCy's English rules (punctuation marks count)."""
@@ -44,7 +44,7 @@ class FineWeb(Filter):
     """The most line feeds a word."""
 
     def needs(self) -> tuple[str, ...]:
-        return (self.text,)
+        return (self.column,)
 
     def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.DictionaryArray:
         return first_reason(batch.num_rows, self._tests(self._numbers(batch, memo)))
@@ -55,7 +55,7 @@ class FineWeb(Filter):
         return columns(**numbers)
 
     def _numbers(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, np.ndarray]:
-        text = batch.column(self.text)
+        text = batch.column(self.column)
         found = memo(lines, text)
         count, stopped, short, repeated = memo(line_counts, text, self.stop_chars, self.short_line_length).T
         return {

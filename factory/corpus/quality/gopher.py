@@ -26,7 +26,7 @@ class Gopher(Filter):
     scripts that are cut into syllables as 1.5.
     """
 
-    text: str = "text"
+    column: str = "text"
     """The column to read."""
     words: Literal["unicode", "spacy"] = "unicode"
     """What a word is: a run of letters and digits, or a token of spaCy's English rules (punctuation marks count)."""
@@ -52,7 +52,7 @@ class Gopher(Filter):
     """The stop words, as they are written (`The` is not `the`)."""
 
     def needs(self) -> tuple[str, ...]:
-        return (self.text,)
+        return (self.column,)
 
     def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.DictionaryArray:
         return first_reason(batch.num_rows, self._tests(self._numbers(batch, memo)))
@@ -61,7 +61,7 @@ class Gopher(Filter):
         return columns(**self._numbers(batch, memo))
 
     def _numbers(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, np.ndarray]:
-        text = batch.column(self.text)
+        text = batch.column(self.column)
         every, solid, half_letters, lettered, stops = memo(count_words, text, self.words, self.stop_words).T
         hashes, ellipses, lines, bullets, trailing = memo(symbols, text).T
         return {

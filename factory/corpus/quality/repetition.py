@@ -27,7 +27,7 @@ class GopherRepetition(Filter):
     counted against the whole text, and a repeated n-gram is one that stands earlier in the document.
     """
 
-    text: str = "text"
+    column: str = "text"
     """The column to read."""
     words: Literal["unicode", "spacy"] = "unicode"
     """What a word is: a run of letters and digits, or a token of spaCy's English rules (punctuation marks count)."""
@@ -59,7 +59,7 @@ class GopherRepetition(Filter):
     """Characters in repeated 10-grams."""
 
     def needs(self) -> tuple[str, ...]:
-        return (self.text,)
+        return (self.column,)
 
     def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.DictionaryArray:
         return first_reason(batch.num_rows, self._tests(self._numbers(batch, memo)))
@@ -70,7 +70,7 @@ class GopherRepetition(Filter):
         return columns(**numbers)
 
     def _numbers(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, np.ndarray]:
-        text = batch.column(self.text)
+        text = batch.column(self.column)
         characters = memo(lines, text).points
         line, line_again, line_size, para, para_again, para_size = memo(repeats, text).T
         grams = memo(ngrams, text, self.words).T
