@@ -27,6 +27,9 @@ TICK = 0.1
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
+MOMENT = 3.0
+COMPILING = "compiling the kernels for this machine: some tens of seconds, once"
+
 TOO_MUCH = "the worker held more than"
 STARVED = 3
 """So many documents of one task that are too large for a worker mean that its memory is too small."""
@@ -138,13 +141,18 @@ class Local:
             return
         if warm is not None and self.count > 1 and len(jobs) > 1:
             # One worker compiles the kernels; started together, each would compile them all.
-            self._run([Job(warm, "warming the kernels")], Events(), 1)
+            self._run([Job(warm, "opening the steps")], Events(notice=events.notice), 1, COMPILING)
         self._run(jobs, events, min(self.count, len(jobs)))
 
-    def _run(self, jobs: list[Job], events: Events, count: int) -> None:
+    def _run(self, jobs: list[Job], events: Events, count: int, patience: str = "") -> None:
+        """`patience` is said once, where it takes longer than a moment."""
         waiting = deque(jobs)
         left = len(jobs)
+        begun = time.monotonic()
         while left:
+            if patience and time.monotonic() - begun > MOMENT:
+                events.notice(patience)
+                patience = ""
             while len(self.workers) < count:
                 self.workers.append(Worker())
             for worker in [w for w in self.workers if w.job is None]:
