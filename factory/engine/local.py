@@ -111,6 +111,7 @@ def _how_it_ended(code: int) -> str:
 class Events:
     """Whom the executor tells what happens; the driver shows it."""
 
+    started: Callable[[], None] = lambda: None
     progress: Callable[[int, int], None] = lambda rows, size: None
     finished: Callable[[Job], None] = lambda job: None
     notice: Callable[[str], None] = lambda text: None
@@ -142,6 +143,7 @@ class Local:
         if warm is not None and self.count > 1 and len(jobs) > 1:
             # One worker compiles the kernels; started together, each would compile them all.
             self._run([Job(warm, "opening the steps")], Events(notice=events.notice), 1, COMPILING)
+        events.started()
         self._run(jobs, events, min(self.count, len(jobs)))
 
     def _run(self, jobs: list[Job], events: Events, count: int, patience: str = "") -> None:

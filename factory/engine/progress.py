@@ -47,6 +47,10 @@ class Progress:
             desc = title.strip() if brief else ""
             self.bar = tqdm(total=self.weight, file=self.stream, desc=desc, leave=not brief, bar_format=bar_format)
 
+    def start(self) -> None:
+        """Rates and the time left count from here."""
+        self.begun = self.shown = time.monotonic()
+
     def read(self, rows: int, size: int) -> None:
         self.rows += rows
         self.bytes += size

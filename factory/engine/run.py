@@ -221,6 +221,7 @@ class _Run:
         weight, brief = sum(job.weight for job in jobs), warm is None
         progress = Progress(title, len(jobs), weight, quiet=self.options.quiet, brief=brief)
         events = Events(
+            progress.start,
             progress.read,
             lambda job: progress.finish_task(job.weight),
             lambda text: print(text, file=sys.stderr),
