@@ -116,13 +116,11 @@ def annotation_fields(entry: Entry, step: Step, schema: pa.Schema) -> list[pa.Fi
     """The columns that a step adds in an annotated run. Their types are those of its measures of no rows."""
     if isinstance(step, Gather):
         return [pa.field(annotation(entry, name), type_) for name, type_ in [("reason", pa.string()), *DECIDED]]
-    fields = []
-    if isinstance(step, Filter):
-        batch = pa.RecordBatch.from_pylist([], schema=schema)
-        fields = [pa.field(annotation(entry, n), a.type) for n, a in step.measures(batch, Memo(0)).items()]
-    if isinstance(step, Filter | Map):
-        fields.append(pa.field(annotation(entry, "reason"), pa.string()))
-    return fields
+    if not isinstance(step, Filter | Map):
+        return []
+    batch = pa.RecordBatch.from_pylist([], schema=schema)
+    fields = [pa.field(annotation(entry, n), a.type) for n, a in step.measures(batch, Memo(0)).items()]
+    return [*fields, pa.field(annotation(entry, "reason"), pa.string())]
 
 
 class Opened:

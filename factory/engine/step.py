@@ -156,6 +156,11 @@ class Step:
         """Datasets (`name@version`) that it reads: their manifest keys are part of the identity."""
         return ()
 
+    def measures(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, pa.Array]:
+        """The numbers by which a Map or a Filter decides, of the batch as it comes in, a column each: written by
+        `run --annotate`, to choose thresholds."""
+        return {}
+
     def open(self, context: Context) -> None:
         """Called once a worker before the first batch: load models, connect clients (in cached properties)."""
 
@@ -210,16 +215,12 @@ class Filter(Step):
         """What is returned for rows where `memo.alive` is false is not read."""
         raise NotImplementedError
 
-    def measures(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, pa.Array]:
-        """The numbers that it decides by, a column each, written by `run --annotate` to choose thresholds."""
-        return {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Regroup(Step):
     """The rows of a shard in, other rows out: each row that comes in is consumed, each that goes out is made."""
 
-    def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch | Mapped:
+    def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
         """The part of the work that is done row by row, as a Map does it."""
         return batch
 

@@ -211,7 +211,7 @@ class StageTask:
     ) -> Iterator[tuple[pa.RecordBatch, Memo]]:
         """A Map or a Filter, and the bookkeeping of what it drops and fails."""
         assert isinstance(step, Map | Filter)
-        call = _measured(step, entry) if self.stage.annotate and isinstance(step, Filter) else step
+        call = _measured(step, entry) if self.stage.annotate else step
         for batch, memo in stream:
             begun = time.process_time()
             alive = memo.alive.copy()
@@ -393,14 +393,19 @@ def with_column(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.Record
     return batch.append_column(name, column) if at < 0 else batch.set_column(at, name, column)
 
 
-def _measured(step: Filter, entry: Entry) -> Callable[[pa.RecordBatch, Memo], Mapped]:
-    """A Filter's call that also gives the numbers by which it decides, for an annotated run."""
+def _measured(step: Map | Filter, entry: Entry) -> Callable[[pa.RecordBatch, Memo], Mapped]:
+    """A step's call that also gives the numbers by which it decides, for an annotated run."""
 
     def call(batch: pa.RecordBatch, memo: Memo) -> Mapped:
-        reasons = step(batch, memo)
+        result = step(batch, memo)
+        if isinstance(result, pa.RecordBatch):
+            result = Mapped(result)
+        elif not isinstance(result, Mapped):
+            result = Mapped(batch, result)
+        out = result.batch
         for name, column in step.measures(batch, memo).items():
-            batch = with_column(batch, annotation(entry, name), column)
-        return Mapped(batch, reasons)
+            out = with_column(out, annotation(entry, name), column)
+        return dataclasses.replace(result, batch=out)
 
     return call
 

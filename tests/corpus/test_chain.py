@@ -74,3 +74,18 @@ def test_plain_readers_open_the_shards(parquet, tmp_path):
     assert polars.read_parquet(glob).height == rows
     loaded = datasets.load_dataset("parquet", data_files=glob, split="train", cache_dir=str(tmp_path))
     assert len(loaded) == rows and set(loaded.column_names) >= {"id", "text", "language", "language_score"}
+
+
+def test_annotated_every_row_has_all_scores_and_reasons(parquet, data, tmp_path):
+    source = {"use": "ingest.Parquet", "glob": str(data / "webtext" / "00000.parquet")}
+    table = {"name": "chain", "version": "1", "shard_bytes": 2_000_000, "step": [source, *STEPS]}
+    noted = run.run(recipe.build(table), run.Options(root=str(tmp_path), annotate=True, quiet=True))
+    check_law(noted)
+    rows = duckdb.sql(f"select * from '{noted.folder}/rows/*.parquet'").pl()
+    assert len(rows) == parquet.counts["rows_in"]
+    reasons = {"keep", "gopher_repetition", "gopher", "c4", "fine_web", "exact", "min_hash"}
+    assert {f"{name}_reason" for name in reasons} <= set(rows.columns)
+    assert rows["c4_sentences"].min() == 0 and rows["gopher_repetition_top_2_gram"].max() <= 1
+    # What the language step alone decides is what it decided in the real run.
+    dropped = duckdb.sql(f"select id from '{parquet.folder}/dropped/*.parquet' where step = 'language.Keep'").pl()
+    assert set(dropped["id"]) == set(rows.filter(rows["keep_reason"].is_not_null())["id"])

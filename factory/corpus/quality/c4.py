@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import pyarrow as pa
 from annotated_types import Ge
 
@@ -55,7 +56,7 @@ class C4(Map):
     def adds(self) -> dict[str, pa.DataType]:
         return {self.column: pa.large_string()}
 
-    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> Mapped:
+    def _cleaned(self, batch: pa.RecordBatch, memo: Memo) -> tuple[pa.Array, np.ndarray, np.ndarray]:
         rules = Rules(
             citations=self.remove_citations,
             words=self.min_words_per_line,
@@ -66,7 +67,10 @@ class C4(Map):
             policy=self.filter_policy,
         )
         stops = self.stops if self.filter_no_terminal_punct else ""
-        text, codes, counts = memo(clean, batch.column(self.column), rules, stops, self.words)
+        return memo(clean, batch.column(self.column), rules, stops, self.words)
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> Mapped:
+        text, codes, counts = self._cleaned(batch, memo)
         where = batch.schema.get_field_index(self.column)
         edited = batch.set_column(where, pa.field(self.column, pa.large_string()), text)
         tests = (
@@ -75,3 +79,7 @@ class C4(Map):
             ("too_few_sentences", counts[:, 2] < self.min_num_sentences),
         )
         return Mapped(edited, first_reason(batch.num_rows, tests))
+
+    def measures(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, pa.Array]:
+        _, _, counts = self._cleaned(batch, memo)
+        return {name: pa.array(counts[:, n]) for n, name in enumerate(("lines", "lines_kept", "sentences"))}
