@@ -15,6 +15,8 @@ from factory.engine.errors import FactoryError
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Mistakes in what was given are one line and exit code 2; a failed task is exit code 1."""
     options = _parser().parse_args(arguments)
+    # The script does not look here for modules, as `python -m` does: a step of one's own may lie beside the recipe.
+    sys.path.insert(0, os.getcwd())
     try:
         command: Callable[[argparse.Namespace], int | None] = options.command
         return command(options) or 0
@@ -56,9 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "Build the dataset of a recipe.")
     run.add_argument("recipe")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a declared parameter")
-    run.add_argument("--workers", type=int, default=-1, help="processes (one a core); 0: in this process, to debug")
+    run.add_argument(
+        "--workers", type=_whole, default=None, help="processes (one a core); 0: in this process, to debug"
+    )
     run.add_argument("--memory", default="", help="what a worker may hold, as 2GB (its share of 4/5 of the machine)")
-    run.add_argument("--seconds", type=float, default=120.0, help="time limit of one call of a step (120)")
+    run.add_argument("--seconds", type=_seconds, default=120.0, help="time limit of one call of a step (120)")
     run.add_argument("--annotate", action="store_true", help="keep every row, write all scores and reasons")
     run.add_argument(
         "--dropped", choices=["full", "ids", "sample"], help="how dropped rows are kept (full below 10 GB)"
@@ -76,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     sql = add("sql", _sql, "Query the datasets: views name, name_dropped, name_failed, name@version, receipts.")
     sql.add_argument("query")
     sql.add_argument("--rows", type=_count, default=40, help="rows to print (40)")
+    sql.add_argument("--csv", action="store_true", help="all rows and columns as CSV")
     sql.add_argument("--export", action="store_true", help="also write catalog.duckdb for other tools")
 
     steps = add("steps", _steps, "List the steps, or describe one with its options.")
@@ -100,6 +105,22 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
 def _settings(options: argparse.Namespace) -> dict[str, str]:
     found = {}
     for text in options.set:
@@ -116,7 +137,7 @@ def _run(options: argparse.Namespace) -> None:
 
     chosen = run.Options(
         root=options.out,
-        workers=options.workers,
+        workers=-1 if options.workers is None else options.workers,
         memory=run.parse_bytes(options.memory) if options.memory else 0,
         seconds=options.seconds,
         annotate=options.annotate,
@@ -150,7 +171,10 @@ def _sql(options: argparse.Namespace) -> None:
 
     if options.export:
         catalog.export(options.out)
-    catalog.show(options.out, options.query, options.rows, _width())
+    if options.csv:
+        catalog.show_csv(options.out, options.query)
+    else:
+        catalog.show(options.out, options.query, options.rows, _width())
 
 
 def _width() -> int:

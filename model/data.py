@@ -21,7 +21,6 @@ from factory.engine.errors import FactoryError
 from model.config import DataConfig
 
 IGNORE = -1  # in a batch: no token here (only the last sequence of a shard may be short)
-ENOUGH_SHARDS = 10  # with so many shards or more, whole shards are held out
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class TokenDataset:
         if not shards:
             raise FactoryError(f"{self.folder} has no rows: nothing to train on")
         files = [self._open(shard["path"], shard["rows"]) for shard in shards]
-        self.sequence_length = self._longest(shards[0]["path"])
+        self.sequence_length = _packed(manifest) or max(self._longest(shard["path"]) for shard in shards)
         self.training, self.evaluation = _divide(files, evaluation_share, seed)
         if not self.training:
             rows = sum(shard["rows"] for shard in shards)
@@ -103,6 +102,12 @@ class TokenDataset:
         return max(ids.values()) + 1, ids.get("<|endoftext|>")
 
 
+def _packed(manifest: dict) -> int | None:
+    """The sequence length that the dataset's recipe asked for, where it says so."""
+    lengths = [step["options"].get("sequence_length") for step in manifest.get("recipe", {}).get("steps", [])]
+    return next((length for length in reversed(lengths) if length), None)
+
+
 def find(folder: str | Path) -> Path:
     """The dataset's folder: as given, else below FACTORY_RUNS or runs/. FactoryError names the nearest."""
     if not str(folder):
@@ -118,11 +123,12 @@ def find(folder: str | Path) -> Path:
 
 
 def _divide(shards: list[list[Block]], share: float, seed: int) -> tuple[list[Block], list[Block]]:
-    """Blocks to learn from and blocks held out: whole shards, or where these are few the end of each."""
+    """Blocks to learn from and blocks held out: whole shards, or where the share is less than one the end of each
+    (one document a shard may then lie on both sides of the cut)."""
     if share == 0:
         return [block for shard in shards for block in shard], []
-    if len(shards) >= ENOUGH_SHARDS:
-        count = max(1, round(share * len(shards)))
+    count = round(share * len(shards))
+    if count >= 1:
         out = set(np.random.default_rng([seed, 1]).permutation(len(shards))[:count].tolist())
         return (
             [block for number, shard in enumerate(shards) if number not in out for block in shard],

@@ -65,10 +65,25 @@ def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
     probabilities = torch.softmax(logits / temperature, dim=-1)
     if top_p < 1:
         ordered, places = probabilities.sort(dim=-1, descending=True, stable=True)
-        # A token stays while those before it have not reached top_p: at least one always does.
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+        # A token stays while those before it have not reached top_p; the first always does.
+        beyond = ordered.cumsum(-1) - ordered >= top_p
+        beyond[:, 0] = False
+        ordered = ordered.masked_fill(beyond, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def encode(folder: Path, prompt: str, positions: int) -> list[int]:
+    """The ids of a prompt by the tokenizer in `folder`; FactoryError where there are none, or not room for one more."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FactoryError(f"{path} is missing: the folder of a checkpoint with its tokenizer is needed")
+    ids = list(Tokenizer.from_file(str(path)).encode(prompt).ids)
+    if not 0 < len(ids) < positions:
+        raise FactoryError(f"a prompt of {len(ids)} tokens: give one of 1 to {positions - 1}")
+    return ids
 
 
 def generate_text(
@@ -81,8 +96,9 @@ def generate_text(
     """
     from tokenizers import Tokenizer
 
+    found = encode(folder, prompt, model.config.max_position_embeddings)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = torch.tensor([tokenizer.encode(prompt).ids], dtype=torch.long, device=model.lm_head.weight.device)
+    ids = torch.tensor([found], dtype=torch.long, device=model.lm_head.weight.device)
     end = tokenizer.token_to_id(END)
     new = generate(model, ids, tokens, end=end if stop else None, **options)  # type: ignore[arg-type]
     if stop:

@@ -80,7 +80,9 @@ def loss_of(model: Transformer, batch: np.ndarray, reduction: str = "mean") -> T
     ids = torch.from_numpy(batch).to(model.lm_head.weight.device, torch.long)
     logits = model(ids[:, :-1].clamp(min=0))
     targets = ids[:, 1:].flatten()
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction=reduction)
+    total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
+    # A batch may hold no target at all: a shard's last sequence can be one token long.
+    return total if reduction == "sum" else total / (targets != IGNORE).sum().clamp(min=1)
 
 
 def held_out(blocks: list[Block], length: int, count: int, seed: int) -> np.ndarray:

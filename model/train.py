@@ -27,7 +27,7 @@ from factory.engine.files import make_folder, write_atomic
 from model.checkpoint import save_hf
 from model.config import TrainRecipe, load_recipe
 from model.data import TokenDataset
-from model.generate import generate_text
+from model.generate import encode, generate_text
 from model.picture import Progress, clock, loss_picture, text_curve
 from model.pretrain import Pretraining, Stopped
 
@@ -41,6 +41,9 @@ def train(recipe: TrainRecipe) -> Path:
     recipe = fit(recipe, data)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
+    # The prompt of the sample is tried now, not after all of the training.
+    room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
+    encode(data.tokenizer, recipe.train.sample_prompt, recipe.model.max_position_embeddings - room)
     work = Pretraining(recipe, data, folder)
     resolved = dataclasses.asdict(recipe)
     resolved["dataset"] = {"name": data.name, "version": data.version, "key": data.key}

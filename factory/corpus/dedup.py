@@ -208,8 +208,10 @@ class Exact(Gather):
         return (self.column, self.by) if self.by else (self.column,)
 
     def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, np.ndarray]:
-        hashes, salt = memo(xxh3, batch.column(self.column)), salts(batch, memo, self.by)
-        alive = memo.alive
+        texts = batch.column(self.column)
+        hashes, salt = memo(xxh3, texts), salts(batch, memo, self.by)
+        # A row without a value is like no other.
+        alive = memo.alive & texts.is_valid().to_numpy(zero_copy_only=False)
         return {"hashes": records(SAME, (hashes[:, 0] ^ salt)[alive], hashes[alive, 1], docs[alive])}
 
     def decide(self, exchange: Exchange) -> Records | None:
@@ -257,6 +259,9 @@ class MinHash(Gather):
     """Chooses the permutations."""
     column: str = "text"
     """The column that is compared."""
+
+    def libraries(self) -> tuple[str, ...]:
+        return ("unicodedata",)
 
     def needs(self) -> tuple[str, ...]:
         return (self.column, self.by) if self.by else (self.column,)

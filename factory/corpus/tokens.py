@@ -131,6 +131,9 @@ class Train(Gather):
     """The share of the documents that are offered to the sample; lower it where the corpus is far larger than the
     sample, since the text offered is copied to one place."""
 
+    def libraries(self) -> tuple[str, ...]:
+        return ("tokenizers",)
+
     def needs(self) -> tuple[str, ...]:
         return ("id", "text")
 
@@ -208,6 +211,9 @@ class Pack(Regroup):
         "document_ids": pa.list_(pa.large_string()),
         "token_count": pa.int32(),
     }
+
+    def libraries(self) -> tuple[str, ...]:
+        return ("tokenizers",)
 
     def needs(self) -> tuple[str, ...]:
         return ("id", "text")

@@ -7,6 +7,7 @@ memory; `catalog.duckdb` is an export of them, replaced by rename.
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,16 @@ def show(root: str, text: str, rows: int, width: int) -> None:
         result.show(max_rows=rows, max_width=width)
 
 
+def show_csv(root: str, text: str) -> None:
+    """Print all of a query's result as CSV."""
+    result = query(root, text)
+    writer = csv.writer(sys.stdout)
+    with _plain_errors([]):
+        writer.writerow(result.columns)
+        for batch in result.to_arrow_reader(10_000):
+            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
 @contextlib.contextmanager
 def _plain_errors(names: list[str]) -> Iterator[None]:
     """DuckDB's errors as one line, with the nearest of the views' names."""
@@ -101,7 +112,8 @@ def _plain_errors(names: list[str]) -> Iterator[None]:
         yield
     except duckdb.CatalogException as error:
         missing = str(error).partition("name ")[2].partition(" ")[0]
-        raise FactoryError(f"{_line(error)}{nearest(missing, names)}") from error
+        told = _line(error).partition(" Did you mean")[0]
+        raise FactoryError(f"{told}{nearest(missing, names)}") from error
     except duckdb.Error as error:
         raise FactoryError(_line(error)) from error
 

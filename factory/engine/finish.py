@@ -70,6 +70,7 @@ def finish(
         dropped_policy=", ".join(sorted({one["dropped_policy"] for one in everything})),
         code={"factory": factory.__version__, "pyarrow": pa.__version__},
         description=planned.recipe.description,
+        annotated=planned.annotate,
     )
     finished.save(folder)
     finished = dataclasses.replace(finished, folder=folder)

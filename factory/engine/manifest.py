@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 
 from factory.engine import files, shard
 from factory.engine.errors import FactoryError, nearest
+
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Manifest:
     dropped_policy: str
     code: dict[str, str]
     description: str = ""
-    format: int = 1
+    annotated: bool = False
+    format: int = FORMAT
     folder: str = ""
     """Where it was loaded from; not part of the file."""
 
@@ -62,9 +66,15 @@ def find(root: str, dataset: str) -> Manifest | None:
     if not files.exists(path):
         return None
     try:
-        return Manifest(**{**files.read_json(path), "folder": folder})
-    except (ValueError, TypeError) as error:
-        raise FactoryError(f"{path}: not a manifest of this version of the factory: {error}; build it again") from error
+        table = files.read_json(path)
+        if table["format"] != FORMAT:
+            raise ValueError(f"its format is {table['format']}, not {FORMAT}")
+        return Manifest(**{**table, "folder": folder})
+    except (ValueError, TypeError, KeyError) as error:
+        raise FactoryError(
+            f"{path}: not a manifest that this version of the factory reads ({error}): "
+            f"remove {folder} and build the dataset again"
+        ) from error
 
 
 def load(root: str, name: str) -> Manifest:
@@ -81,12 +91,20 @@ def load(root: str, name: str) -> Manifest:
 
 
 def all_manifests(root: str) -> list[Manifest]:
-    """Every finished dataset below a root, by name and version."""
+    """Every finished dataset below a root, by name and version. Says which cannot be read, and goes on."""
     fs, path = files.locate(root)
     if not fs.exists(path):
         return []
     names = sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
-    return [m for name in names if "@" in name and (m := find(root, name)) is not None]
+    found = []
+    for name in names:
+        try:
+            one = find(root, name) if "@" in name else None
+        except FactoryError as error:
+            print(error, file=sys.stderr)
+        else:
+            found += [one] if one else []
+    return found
 
 
 def version_order(version: str) -> tuple[Any, ...]:

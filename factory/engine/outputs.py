@@ -83,12 +83,21 @@ class Outputs:
         self.current = Rows(stage.folder, stage.output("rows", number), self.schema, shard.LEVEL, always=True)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        if self.stage.cut and self.current.content_bytes >= self.stage.shard_bytes:
+        if not self.stage.cut:
+            self.current.write(batch)
+        else:
+            for part in shard.rebatch(iter([batch]), self.stage.shard_bytes):
+                self._cut(int(shard.row_bytes(part).sum()))
+                self.current.write(part)
+        self.rows += batch.num_rows
+
+    def _cut(self, coming: int) -> None:
+        """Begin another shard where what is coming would be too much for this one."""
+        held = self.current.content_bytes
+        if held and held + coming > self.stage.shard_bytes:
             self.closed.append(self.current.close() or {})
             path = self.stage.output("rows", self.number, len(self.closed))
             self.current = Rows(self.stage.folder, path, self.schema, shard.LEVEL, always=True)
-        self.current.write(batch)
-        self.rows += batch.num_rows
 
     def close(self) -> list[dict[str, Any]]:
         self.closed.append(self.current.close() or {})

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from factory.engine import files, gather, manifest, shard
 from factory.engine.errors import FactoryError, nearest
-from factory.engine.recipe import Recipe, StepEntry, describe
+from factory.engine.recipe import Recipe, StepEntry, describe, located
 from factory.engine.stage import DROPPED, Entry, Stage, annotation_fields, label
 from factory.engine.step import Context, Gather, Source, Split
 
@@ -134,9 +134,6 @@ def identity(entry: StepEntry) -> dict[str, Any]:
     del known["keep"]
     for name in step.located:
         known["options"].pop(name, None)
-    for path in step.files():
-        if not files.exists(path):
-            raise FactoryError(f"step {entry.use}: {path}: no such file")
     if step.files():
         known["files"] = [files.file_identity(path, path.rsplit("/", 1)[-1]) for path in step.files()]
     return known
@@ -149,13 +146,18 @@ def make(recipe: Recipe, root: str, annotate: bool = False, dropped: str | None 
     where = f"{recipe.path}: step 1 ({recipe.steps[0].use})"
     if not isinstance(first, Source):
         raise FactoryError(f"{where}: a recipe begins with a source, such as ingest.JsonLines")
-    splits = first.splits(context, recipe.shard_bytes)
-    if not splits:
-        raise FactoryError(f"{where}: there is nothing to read")
-    inputs = first.identities(context, splits)
-    for entry in recipe.steps:
-        for name in entry.step.datasets():
-            inputs.append({"dataset": name, "key": manifest.load(root, name).key})
+    with located(where):
+        splits = first.splits(context, recipe.shard_bytes)
+        if not splits:
+            raise FactoryError("there is nothing to read")
+        inputs = first.identities(context, splits)
+    for number, entry in enumerate(recipe.steps, 1):
+        with located(f"{recipe.path}: step {number} ({entry.use})"):
+            for name in entry.step.datasets():
+                inputs.append({"dataset": name, "key": manifest.load(root, name).key})
+            for path in entry.step.files():
+                if not files.exists(path):
+                    raise FactoryError(f"{path}: no such file: give the path of one that is there")
     stages = _cut(recipe, first, context, splits, annotate)
     parent: Any = {"engine": ENGINE, "inputs": inputs, "shard_bytes": recipe.shard_bytes, "annotate": annotate}
     seen: dict[str, pa.Field] = {}
@@ -180,7 +182,8 @@ def make(recipe: Recipe, root: str, annotate: bool = False, dropped: str | None 
 
 def _cut(recipe: Recipe, source: Source, context: Context, splits: list[Split], annotate: bool) -> list[PlannedStage]:
     """Cut the steps into stages, and follow the schema through them."""
-    schema = source.start(context)
+    with located(f"{recipe.path}: step 1 ({recipe.steps[0].use})"):
+        schema = source.start(context)
     stages = [PlannedStage(before=schema)]
 
     def close(schema: pa.Schema) -> PlannedStage:
@@ -241,6 +244,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
                 if one["options"].get(key) != two["options"].get(key):
                     values = f"{one['options'].get(key)!r} → {two['options'].get(key)!r}"
                     found.append(f"{where} ({one['use']}): {key}: {values}")
+            for library in sorted({*one["libraries"], *two["libraries"]}):
+                was, now = one["libraries"].get(library), two["libraries"].get(library)
+                if was != now:
+                    found.append(f"{where} ({one['use']}): made with {library} {was}, here it is {now}")
             if one["keep"] != two["keep"]:
                 found.append(f"{where} ({one['use']}): keep_rows: {one['keep']} → {two['keep']}")
             if one["version"] != two["version"]:

@@ -5,13 +5,16 @@ Everything that can be wrong in one is found before any work, and named with the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import importlib.metadata
 import json
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -66,10 +69,26 @@ class Recipe:
 
 
 def describe(entry: StepEntry) -> dict[str, Any]:
-    """A step with all of its options, defaults included, and its version."""
+    """A step with all of its options, defaults included, its version, and those of the libraries that it rests on."""
     step = entry.step
     options = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
-    return {"use": entry.use, "version": step.version, "options": json.loads(json.dumps(options)), "keep": entry.keep}
+    return {
+        "use": entry.use,
+        "version": step.version,
+        "options": json.loads(json.dumps(options)),
+        "libraries": {name: _library_version(name) for name in step.libraries()},
+        "keep": entry.keep,
+    }
+
+
+def _library_version(name: str) -> str | None:
+    """The version of an installed package, or of Python's Unicode tables; None where it is not there."""
+    if name == "unicodedata":
+        return unicodedata.unidata_version
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def load(path: str, settings: Mapping[str, str] | None = None) -> Recipe:
@@ -175,8 +194,18 @@ def make_step(use: str, options: Mapping[str, Any], where: str) -> Step:
     bridge, _, name = use.partition(":")
     if name and (found := _room_module(bridge, where)) and hasattr(found, "step"):
         # A bridge, such as `datatrove:…`: a module of a room that makes steps of another library's parts.
-        return found.step(name, dict(options))
+        with located(where):
+            return found.step(name, dict(options))
     return configure(find_step(use, where), options, where)
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Mistakes in the block are told with their place."""
+    try:
+        yield
+    except FactoryError as error:
+        raise error if str(error).startswith(where) else FactoryError(f"{where}: {error}") from error
 
 
 def find_step(use: str, where: str) -> type[Step]:
@@ -184,10 +213,10 @@ def find_step(use: str, where: str) -> type[Step]:
     module_name, _, class_name = use.partition(":") if ":" in use else use.rpartition(".")
     module = _import(module_name, where) if ":" in use else _room_module(module_name, where)
     found = getattr(module, class_name, None)
-    if isinstance(found, type) and issubclass(found, Step):
+    if isinstance(found, type) and issubclass(found, Step) and found.__module__ != Step.__module__:
         return found
     names = [] if ":" in use else list(all_steps())
-    hint = nearest(use, names) or "; `factory steps` lists them, one of your own is `package.module:Class`"
+    hint = nearest(use, names) or "; `factory steps` lists them, one of your own is `module:Class`, found from here"
     raise FactoryError(f"{where}: unknown step {use!r}{hint}")
 
 
@@ -206,6 +235,8 @@ def _import(name: str, where: str) -> ModuleType | None:
         raise FactoryError(f"{where}: needs the package {error.name}: pip install it") from error
     except ValueError:  # an empty part in the name
         return None
+    except Exception as error:
+        raise FactoryError(f"{where}: {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def all_steps() -> dict[str, type[Step]]:

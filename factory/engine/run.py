@@ -28,6 +28,8 @@ from factory.engine.stage import Stage
 from factory.engine.step import Context, Gather
 from factory.engine.task import has_rows, is_done
 
+LEAST_MEMORY = 192 << 20
+
 
 @dataclass(frozen=True)
 class Options:
@@ -47,6 +49,8 @@ class Options:
 
     def resolved(self) -> Options:
         """With the defaults of this machine: a worker a core, and four fifths of its memory shared among them."""
+        if 0 < self.memory < LEAST_MEMORY:
+            raise FactoryError(f"--memory {self.memory}: a worker needs {LEAST_MEMORY >> 20} MiB before it reads a row")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = self.workers if self.workers >= 0 else cores
         return dataclasses.replace(self, workers=workers, memory=self.memory or _memory() * 4 // 5 // max(workers, 1))

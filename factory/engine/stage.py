@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from factory.engine import files, shard
 from factory.engine.gather import Decided
-from factory.engine.recipe import make_step
+from factory.engine.recipe import located, make_step
 from factory.engine.step import Context, Filter, Gather, Map, Memo, Regroup, Split, Step
 
 FAILED = pa.schema(
@@ -109,7 +109,7 @@ def label(use: str) -> str:
 
 def annotation(entry: Entry, what: str) -> str:
     """The column in which `run --annotate` writes what a step says, as `gopher_reason`."""
-    return f"{entry.label}_{what}"
+    return what if what.startswith(f"{entry.label}_") else f"{entry.label}_{what}"
 
 
 def annotation_fields(entry: Entry, step: Step, schema: pa.Schema) -> list[pa.Field]:
@@ -130,8 +130,9 @@ class Opened:
         self.stage = stage
         self.steps = [entry.build() for entry in stage.entries]
         self.emits = stage.emits.build() if stage.emits else None
-        for step in self.all():
-            step.open(stage.context())
+        for entry, step in zip([*stage.entries, *([stage.emits] if stage.emits else [])], self.all(), strict=True):
+            with located(f"step {entry.number} ({entry.use})"):
+                step.open(stage.context())
 
     def all(self) -> list[Step]:
         return [*self.steps, *([self.emits] if self.emits else [])]

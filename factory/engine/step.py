@@ -148,6 +148,10 @@ class Step:
         """Local files (models, prompts) whose content is part of the identity."""
         return ()
 
+    def libraries(self) -> tuple[str, ...]:
+        """Packages whose version may change the output, and `unicodedata`, Python's own: part of the identity."""
+        return ()
+
     def folders(self) -> dict[str, str]:
         """Local folders that belong to what it makes, by name (a tokenizer): copied into the dataset as artifacts."""
         return {}

@@ -37,6 +37,13 @@ def text(dataset: Manifest, reason: str = "", rows: int = 2, width: int = 400) -
         )
         sample = connection.execute(query, [step, why]).fetchall()
         blocks.append(_block(f"dropped by {step}: {why}, {count:,} rows", sample, width))
+    if not reason:
+        connection.execute(f"create view failed as {reading(dataset.urls('failed'))}")
+        for step, count in connection.execute("select step, count(*) from failed group by 1 order by 1").fetchall():
+            query = f"select id, error || '  ' || place from failed where step = ? order by hash(id), id limit {rows}"
+            blocks.append(
+                _block(f"failed in {step}: {count:,} rows", connection.execute(query, [step]).fetchall(), width)
+            )
     return "\n".join(blocks)
 
 

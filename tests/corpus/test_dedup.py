@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from scipy.sparse.csgraph import connected_components
 
 from factory.corpus import dedup
 from factory.corpus.dedup import EDGE, LINK, MEMBER, Exact, MinHash, bucket_pairs, large_star, records, small_star
+from factory.engine import recipe, run
+from factory.engine.errors import FactoryError
+from factory.engine.manifest import Manifest
 from factory.engine.step import Gather
 from tests.corpus.exchange import InMemory, Slice, ordered
 
@@ -313,3 +317,19 @@ def test_the_decisions_do_not_depend_on_batches_or_partitions(web: tuple) -> Non
     whole = InMemory(MinHash(), small, partitions=1).dropped()
     assert len(whole) > 5
     assert InMemory(MinHash(), cut, partitions=7).dropped().tolist() == whole.tolist()
+
+
+def test_rows_without_a_value_are_like_no_other(tmp_path: Path) -> None:
+    """Only rows that have the column are compared by it; a column that is no text is one line."""
+    lines = [{"text": f"t{n}", "url": url} for n, url in enumerate(["a", None, None, "a", None, "b"])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"use": "ingest.JsonLines", "glob": str(tmp_path / "a.jsonl"), "columns": ["url", "n:int64"]}
+
+    def run_with(column: str, name: str) -> Manifest:
+        table = {"name": name, "version": "1", "step": [source, {"use": "dedup.Exact", "column": column}]}
+        return run.run(recipe.build(table), run.Options(root=str(tmp_path / "runs"), quiet=True))
+
+    built = run_with("url", "urls")
+    assert built.counts["rows_kept"] == 5 and built.counts["rows_dropped"] == 1
+    with pytest.raises(FactoryError, match="a column of int64 was given where text is needed"):
+        run_with("n", "numbers")

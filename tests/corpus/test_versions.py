@@ -6,6 +6,7 @@ called the same and be another.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from factory.corpus import tokens
 from factory.engine.recipe import all_steps, make_step
 from factory.engine.step import Context, Filter, Gather, Map, Mapped, Memo, Regroup, Source
+from tests.corpus.exchange import InMemory
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SOME = "the be to of and that have with cat sat on a mat while it rained over Rome, and nobody saw why. Then"
@@ -45,9 +47,9 @@ def documents() -> list[str]:
     return found
 
 
-def digest(name: str, folder: Path) -> str:
-    """SHA-256 of what a step with its defaults makes of the documents."""
-    step = make_step(name, {"tokenizer": str(folder)} if name == "tokens.Pack" else {}, name)
+def digest(name: str, options: dict[str, str]) -> str:
+    """SHA-256 of what a step makes of the documents."""
+    step = make_step(name, options, name)
     step.open(Context())
     texts = documents()
     ids = pa.array([f"d{n}" for n in range(len(texts))], pa.large_string())
@@ -73,6 +75,11 @@ def digest(name: str, folder: Path) -> str:
     elif isinstance(step, Gather):
         for key, value in sorted(step.emit(batch, memo, np.arange(len(texts), dtype=np.uint64)).items()):
             add(key, value.tolist() if isinstance(value, np.ndarray) else value.payload.to_pylist())
+        if name.startswith("dedup."):
+            # Twice the same shard, and between them one whose texts are cut short: near-duplicates of both.
+            short = batch.set_column(1, "text", pa.array([t[: len(t) * 9 // 10] for t in texts], pa.large_string()))
+            decided = InMemory(step, [[(batch, None)], [(short, None)], [(batch, None)]]).dropped()
+            add([[round(float(field), 4) for field in record] for record in decided.tolist()])
     elif isinstance(step, Regroup):
         prepared = step.prepare(batch, memo)
         assert isinstance(prepared, pa.RecordBatch)
@@ -87,7 +94,13 @@ NAMES = sorted(n for n, s in all_steps().items() if not issubclass(s, Source) an
 
 def outputs(folder: Path) -> dict[str, dict[str, object]]:
     tokens.train_bpe(iter(documents()), 320, folder)
-    found = {name: {"version": all_steps()[name].version, "output": digest(name, folder)} for name in NAMES}
+    found: dict[str, dict[str, object]] = {}
+    for name in NAMES:
+        options = {"tokenizer": str(folder)} if name == "tokens.Pack" else {}
+        output = digest(name, options)
+        if "words" in {field.name for field in dataclasses.fields(all_steps()[name])}:
+            output += digest(name, {**options, "words": "spacy"})
+        found[name] = {"version": all_steps()[name].version, "output": output}
     made = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     found["tokens.Train"]["output"] = hashlib.sha256((str(found["tokens.Train"]["output"]) + made).encode()).hexdigest()
     return found

@@ -49,6 +49,7 @@ def write_dataset(folder: Path, shards: int = 3, length: int = 32, group: int = 
         "rows": rows,
         "columns": {field.name: str(field.type) for field in table.schema},
         "artifacts": {"tokenizer": "tokenizer"},
+        "recipe": {"steps": [{"use": "tokens.Pack", "options": {"sequence_length": pack.sequence_length}}]},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from factory.engine.errors import FactoryError
-from model.config import DataConfig
+from model.config import DataConfig, ModelConfig
 from model.data import IGNORE, Stream, TokenDataset, find, read
-from model.pretrain import held_out
+from model.pretrain import held_out, loss_of
+from model.transformer import Transformer
 
 
 def stream(data: TokenDataset, **options: int) -> Stream:
@@ -132,3 +133,21 @@ def test_bad_datasets_are_refused(dataset: Path, tmp_path: Path, monkeypatch: py
     (folder / "manifest.json").unlink()
     with pytest.raises(FactoryError, match=r"no manifest\.json"):
         TokenDataset(folder)
+
+
+def test_shards_shorter_than_a_sequence_and_batches_without_a_target(make_dataset: Callable[..., Path]) -> None:
+    """A shard may hold less than one sequence, and a sequence of one token has nothing to predict."""
+    folder = make_dataset("short@1", shards=2, documents_each=1, length=4096)
+    data = TokenDataset(folder, evaluation_share=0)
+    assert data.sequence_length == 4096
+    config = ModelConfig(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    alone = np.full((2, 8), IGNORE, np.int32)
+    alone[:, 0] = 5
+    assert loss_of(Transformer(config), alone).item() == 0.0

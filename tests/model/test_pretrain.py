@@ -206,6 +206,7 @@ def test_learning_rates() -> None:
         ("final_share=2", r"optimizer\.final_share = 2\.0: must lie between 0 and 1"),
         ("steps", r"not of the form key=value"),
         ("vocab_size=100", r"vocab_size = 100, but the tokenizer of .* has 320 ids"),
+        ("train.sample_prompt=", r"a prompt of 0 tokens"),
         ("max_position_embeddings=16", r"sequences of 32 tokens, but model\.max_position_embeddings is 16"),
     ],
 )

@@ -50,6 +50,9 @@ class C4(Map):
     filter_policy: bool = True
     """Take out lines on terms of use, privacy and cookies."""
 
+    def libraries(self) -> tuple[str, ...]:
+        return ("unicodedata",)
+
     def needs(self) -> tuple[str, ...]:
         return (self.column,)
 

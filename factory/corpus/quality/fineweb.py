@@ -43,6 +43,9 @@ class FineWeb(Filter):
     new_line_ratio: Annotated[float, Ge(0)] = 0.3
     """The most line feeds a word."""
 
+    def libraries(self) -> tuple[str, ...]:
+        return ("unicodedata",)
+
     def needs(self) -> tuple[str, ...]:
         return (self.column,)
 

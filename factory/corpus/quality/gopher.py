@@ -51,6 +51,9 @@ class Gopher(Filter):
     stop_words: Annotated[tuple[str, ...], MaxLen(64)] = ("the", "be", "to", "of", "and", "that", "have", "with")
     """The stop words, as they are written (`The` is not `the`)."""
 
+    def libraries(self) -> tuple[str, ...]:
+        return ("unicodedata",)
+
     def needs(self) -> tuple[str, ...]:
         return (self.column,)
 

@@ -58,6 +58,9 @@ class GopherRepetition(Filter):
     dup_10_gram: Share = 0.10
     """Characters in repeated 10-grams."""
 
+    def libraries(self) -> tuple[str, ...]:
+        return ("unicodedata",)
+
     def needs(self) -> tuple[str, ...]:
         return (self.column,)
 
