@@ -34,16 +34,19 @@ def test_two_gigabytes_of_json_lines_stay_below_one_and_a_half_a_worker(data, tm
 
 
 @pytest.mark.slow
-def test_the_chain_is_many_times_as_fast_as_datatrove(data):
-    """On a sample, where both sides' start-up weighs heavily: the whole of webtext shows 50 times and more."""
-    printed = benchmark("chain", "--documents", "2500", "--repeat", "1")
-    speed = {
-        line[:28].strip(): float(line.split()[-1])
-        for line in printed.splitlines()
-        if re.match("factory|datatrove", line)
-    }
+def test_the_chain_is_fifty_times_as_fast_as_datatrove(data):
+    """On all of webtext. With spaCy's words it measured 52 times; a busy machine moves that by some per cent."""
+    printed = benchmark("chain", "--repeat", "3")
+    lines = [line for line in printed.splitlines() if re.match("factory|datatrove", line)]
+    speed = {line[:28].strip(): float(line.split()[-1]) for line in lines}
     assert set(speed) == {"factory, words = unicode", "factory, words = spacy", "datatrove"}
-    assert speed["factory, words = unicode"] > 8 and speed["factory, words = spacy"] > 8
+    assert speed["factory, words = unicode"] >= 50 and speed["factory, words = spacy"] >= 45
+
+
+@pytest.mark.slow
+def test_every_filter_decides_as_datatrove_does(data):
+    """On all documents of webtext's parts: the benchmark's exit code says whether each agrees on 99.5% of them."""
+    assert "100.000" in benchmark("decisions")
 
 
 @pytest.mark.slow

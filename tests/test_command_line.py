@@ -59,6 +59,58 @@ def test_run_show_sql_inspect_plan(tmp_path):
     assert "Gopher" in factory("steps").stdout
 
 
+def test_an_annotated_run_does_not_change_the_plan(tmp_path):
+    path, out = recipe(tmp_path, NUMBERS, f'use = "{HERE}DropOdd"'), str(tmp_path / "runs")
+    assert factory("run", path, "--out", out, "--workers", "0").returncode == 0
+    before = [line.split()[4:5] for line in factory("plan", path, "--out", out).stdout.splitlines()]
+    assert factory("run", path, "--out", out, "--workers", "0", "--annotate").returncode == 0
+    after = factory("plan", path, "--out", out).stdout
+    assert [line.split()[4:5] for line in after.splitlines()] == before
+    assert "measured on" in after and "disk:" in after
+
+
+def test_a_broken_manifest_is_said_and_hides_no_other_dataset(tmp_path):
+    out = tmp_path / "runs"
+    for name in ("one", "two"):
+        assert factory("run", recipe(tmp_path, NUMBERS, name=name), "--out", str(out), "--workers", "0").returncode == 0
+    (out / "one@1" / "manifest.json").write_text("{")
+    shown = factory("sql", "select count(*) as n from two", "--csv", "--out", str(out))
+    assert shown.stdout.split() == ["n", "20"] and "one@1/manifest.json: not a manifest" in shown.stderr
+    line = mistake(factory("run", str(tmp_path / "one.toml"), "--out", str(out)))
+    assert f"remove {out}/one@1 and build the dataset again" in line
+
+
+def test_a_step_of_ones_own_lies_beside_the_recipe(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from factory.engine.step import Map\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Same(Map):\n"
+        "    def __call__(self, batch, memo):\n"
+        "        return batch\n"
+    )
+    (tmp_path / "wrong.py").write_text("def (")
+    script = [str(Path(sys.executable).parent / "factory")]
+    if not Path(script[0]).exists():
+        script = [sys.executable, "-m", "factory"]
+    source = f'use = "ingest.Folder"\nglob = "{tmp_path}/*.py"'
+    path = recipe(tmp_path, source, 'use = "mine:Same"')
+    result = subprocess.run([*script, "run", path, "--workers", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    path = recipe(tmp_path, source, 'use = "wrong:Step"', name="other")
+    result = subprocess.run([*script, "run", path], cwd=tmp_path, capture_output=True, text=True)
+    assert "other.toml: step 2 (wrong:Step): wrong cannot be imported: SyntaxError" in mistake(result)
+
+
+@pytest.mark.parametrize(
+    "words", [["--seconds", "0"], ["--seconds", "soon"], ["--workers", "-5"], ["--memory", "1MB"], ["--memory", "much"]]
+)
+def test_limits_that_make_no_sense_are_refused(tmp_path, words):
+    result = factory("run", recipe(tmp_path, NUMBERS), "--out", str(tmp_path / "runs"), *words)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_factory_task_does_one_shard_of_a_stage(tmp_path):
     """What other executors call: the stage's key and a shard's number are all that it needs."""
     path = recipe(tmp_path, NUMBERS, f'use = "{HERE}DropOdd"')
@@ -91,6 +143,7 @@ def test_bad_input_is_one_line_with_file_place_and_cure(tmp_path):
         return line
 
     lines = f'use = "ingest.JsonLines"\nglob = "{tmp_path}'
+    assert "try.toml: step 1 (ingest.JsonLines): " in said(f'{lines}/nothing.jsonl"')
     assert "nothing.jsonl" in said(f'{lines}/nothing.jsonl"')
     assert "*.jsonl" in said(f'{lines}/*.jsonl"')
     (tmp_path / "a.parquet").write_text("not parquet")
@@ -98,6 +151,11 @@ def test_bad_input_is_one_line_with_file_place_and_cure(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     assert "needs the column 'html'" in said(f'{lines}/a.jsonl"', 'use = "extract.Html"')
     assert "did you mean 'keep'" in said(f'{lines}/a.jsonl"', 'use = "language.Keep"\nkep = ["en"]')
+    missing = said(f'{lines}/a.jsonl"', 'use = "language.Keep"\nmodel = "/nowhere/lid.bin"')
+    assert "try.toml: step 2 (language.Keep): /nowhere/lid.bin: no such file" in missing
+    assert "unknown step 'factory.engine.step:Filter'" in said(
+        f'{lines}/a.jsonl"', 'use = "factory.engine.step:Filter"'
+    )
     assert "should be a valid number" in said(f'{lines}/a.jsonl"', 'use = "language.Keep"\nthreshold = "high"')
     assert "did you mean 'quality.Gopher'" in said(f'{lines}/a.jsonl"', 'use = "quality.Gophr"')
     assert "no such recipe file" in mistake(factory("run", str(tmp_path / "trye.toml")))

@@ -15,6 +15,7 @@ BYTES_A_TOKEN = 4.2
 """UTF-8 bytes of English web text a token, as used for the 18T estimate."""
 
 OTHER = "read, write, emit"
+LITTLE = 100e6
 
 
 @dataclass
@@ -92,7 +93,7 @@ def text(planned: Plan, tokens: float | None = None) -> str:
     """The plan as a table."""
     known = measured(planned.root)
     size = tokens * BYTES_A_TOKEN if tokens else float(planned.input_bytes)
-    per_shard = planned.recipe.shard_bytes
+    total, per_shard = size, planned.recipe.shard_bytes
     lines = [
         f"{planned.dataset}: {_bytes(size)} in"
         + (f" ({tokens:,.0f} tokens of {BYTES_A_TOKEN} bytes)" if tokens else f", {len(planned.splits):,} splits"),
@@ -128,8 +129,14 @@ def text(planned: Plan, tokens: float | None = None) -> str:
         f"in all {hours:,.2f} core-hours" + (f" and what is not measured: {', '.join(unknown)}" if unknown else "")
     )
     if ratio:
+        gone = (total - size) * ratio if planned.dropped_policy == "full" else 0.0
         lines.append(
-            f"disk: {_bytes(size * ratio)} of Parquet for the rows, {_bytes(wide * ratio)} for the widest stage"
+            f"disk: {_bytes(size * ratio)} of Parquet for the rows, {_bytes(gone)} for the dropped text "
+            f"(dropped = {planned.dropped_policy!r}), {_bytes(wide * ratio)} for the widest stage while it runs"
+        )
+    if 0 < known.other.bytes_in < LITTLE:
+        lines.append(
+            f"measured on {_bytes(known.other.bytes_in)} of text only, most of it start-up: run on more to know"
         )
     if unknown:
         lines.append(
