@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import re
 from collections.abc import Callable
@@ -15,6 +16,16 @@ from factory.engine.errors import FactoryError
 from factory.engine.step import Context, Map, Mapped, Memo, reasons
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
+_WIDER = {
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "big5": "big5hkscs",
+    "gbk": "gb18030",
+    "iso8859-11": "cp874",
+}
+"""Python's codecs for what the web, and so the WHATWG's standard, means by these names: more than the names say."""
+_PAIRS = "factory-pairs"
+_DOUBLE = ("cp932", "cp949", "big5hkscs", "gb18030", "euc_jp")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BESIDE = ("charset", "content_type")
 
@@ -37,6 +48,9 @@ class Html(Map):
     """resiliparse is about ten times as fast; trafilatura leaves less of menus and the like."""
     column: str = "html"
     """The column with the pages, bytes or text."""
+
+    def libraries(self) -> tuple[str, ...]:
+        return (self.engine,)
 
     def needs(self) -> tuple[str, ...]:
         return (self.column,)
@@ -93,10 +107,33 @@ def decode(page: bytes, hint: str | None = None) -> str:
             pass  # not UTF-8: what the server or the page says, or a guess
     named = map_encoding_to_html5(hint, fallback_utf8=False) if hint else None
     encoding = named or detect_encoding(page, from_html_meta=True) or "utf-8"
+    encoding = _WIDER.get(encoding, encoding)
     try:
-        return page.decode(encoding, "replace")
+        return page.decode(encoding, _PAIRS if encoding in _DOUBLE else "replace")
     except LookupError:  # a name that Python does not know
         return page.decode("utf-8", "replace")
+
+
+def _unpaired(error: UnicodeError) -> tuple[str, int]:
+    """What stands for bytes that a double-byte codec lacks, and where to go on: past both, but never past ASCII.
+
+    Python would go on at the second byte, which then begins a pair with the third, and so on to the next ASCII byte.
+    """
+    assert isinstance(error, UnicodeDecodeError)
+    pair = error.object[error.start : error.start + 2]
+    if len(pair) < 2 or not (0x81 <= pair[0] <= 0xFE and pair[1] >= 0x80):
+        return "\ufffd", error.start + 1
+    text = "\ufffd"
+    if error.encoding == "euc_jp" and min(pair) > 0xA0:
+        # NEC's and IBM's characters, which Python has in Shift_JIS only: two rows of 94 there share a first byte.
+        (lead, odd), cell = divmod(pair[0] - 0xA1, 2), pair[1] - 0xA1
+        trail = cell + (0x9F if odd else 0x40 + (cell > 62))
+        there = bytes([lead + (0x81 if lead < 31 else 0xC1), trail]).decode("cp932", "replace")
+        text = there if len(there) == 1 else text
+    return text, error.start + 2
+
+
+codecs.register_error(_PAIRS, _unpaired)
 
 
 def _extractor(engine: str) -> Callable[[str], str]:

@@ -194,7 +194,8 @@ class Pack(Regroup):
 
     The rows: `id` (first document and the token of it at which the sequence begins, `doc@4096`), `input_ids`,
     `document_starts` (the places in the sequence where a document begins; not those where one goes on),
-    `document_ids` (every document with tokens here) and `token_count`.
+    `document_ids` (every document with tokens here) and `token_count`. The documents' other columns, such as `license`
+    and `source`, stay where they were: join the dataset that was packed by `document_ids`.
     """
 
     located: ClassVar[tuple[str, ...]] = ("tokenizer",)
@@ -321,19 +322,20 @@ class Encoder:
         from tokenizers import Tokenizer
 
         try:
-            self.slow = Tokenizer.from_file(str(path))
+            whole = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception for a file that it cannot read
             raise FactoryError(f"{path} is not a tokenizer that can be loaded: {error}") from error
-        end = self.slow.token_to_id(END)
+        end = whole.token_to_id(END)
         if end is None:
             raise FactoryError(f"{path} has no token {END}: tokens.Pack separates documents by it")
         self.end: int = end
-        self.slow.no_padding()
-        self.slow.no_truncation()
-        self.slow.encode_special_tokens = True  # a control token spelled out in a document is plain text
+        # An added token (a control token, `<tool_call>`) that is spelled out in a document is plain text.
         model = json.loads(path.read_text("utf-8"))
         model["added_tokens"] = []
         self._json = json.dumps(model)
+        self.slow = Tokenizer.from_str(self._json)
+        self.slow.no_padding()
+        self.slow.no_truncation()
         self._seen = 0
         self.fast: Any = None
         with contextlib.suppress(ImportError, ValueError, KeyError, TypeError, RuntimeError):  # unknown to it

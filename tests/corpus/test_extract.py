@@ -85,6 +85,43 @@ def test_character_sets() -> None:
     assert "日本語" in texts(japanese.encode("shift_jis"))[0]  # a guess
 
 
+@pytest.mark.parametrize(
+    ("label", "codec", "word"),
+    [
+        ("shift_jis", "cp932", "①㈱髙橋"),
+        ("euc-jp", "", "①㈱髙橋"),
+        ("euc-kr", "cp949", "똠방각하"),
+        ("big5", "big5hkscs", "中文喺度㗎"),
+        ("gb2312", "gb18030", "朱镕基與㐀"),
+        ("gbk", "gb18030", "朱镕基與㐀"),
+        ("windows-874", "cp874", "“ไทย”…"),
+        ("iso-8859-8-i", "iso8859-8", "שלום"),
+        ("iso-8859-1", "cp1252", "“größer” €"),
+        ("us-ascii", "cp1252", "“größer” €"),
+    ],
+)
+def test_a_name_means_what_browsers_take_it_for(label: str, codec: str, word: str) -> None:
+    raw = word.encode(codec) if codec else b"\xad\xa1\xad\xea\xfc\xe2\xb6\xb6"
+    meta = f'<html><head><meta charset="{label}"></head>'.encode()
+    page = b"<html><body><p>" + raw + b" end</p></body></html>"
+    assert texts(page, meta + page, hints=[label, None]) == [f"{word} end"] * 2
+
+
+@pytest.mark.parametrize(
+    ("label", "raw", "text"),
+    [
+        ("shift_jis", b"\x81\xad\x82\xa0\x82\xa2", "\ufffdあい"),
+        ("euc-kr", b"\xc9\xa1\xb0\xa1\xb0\xa2", "\ufffd가각"),
+        ("big5", b"\x81\xa1\xa4\xa4\xa4\xe5", "\ufffd中文"),
+        ("gbk", b"\xff\xb0\xa1\xfe\xff\xb0\xa1", "\ufffd啊\ufffd啊"),
+        ("euc-jp", b"\xa9\xa1\xb6\xb6\xb6", "\ufffd橋\ufffd"),
+        ("shift_jis", b"\x81<b>\x82\xa0", "\ufffd<b>あ"),
+    ],
+)
+def test_a_pair_that_makes_no_sense_does_not_harm_the_next(label: str, raw: bytes, text: str) -> None:
+    assert extract.decode(raw, label) == text
+
+
 def test_text_is_always_utf8() -> None:
     odd = [b"<p>a&#xD800;b\0c \xed\xa0\x80 d", b"<p>\xff\xfe\xfd", b"\x00" * 100, b"<p>x&#0;y", b"<p>&#55357;&#56832;"]
     got = texts(*odd)

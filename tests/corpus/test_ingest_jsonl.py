@@ -54,7 +54,7 @@ def test_columns_types_and_metadata(tmp_path: Path) -> None:
     third = len((tmp_path / "a.jsonl").read_bytes().rsplit(b"\n", 2)[0]) + 1
     assert [row["id"] for row in rows] == ["x", "7", f"a.jsonl#{third}"]
     assert [row["text"] for row in rows] == ["one", "two", "5"]
-    assert [row["url"] for row in rows] == ["http://a", None, '{"a":1}']
+    assert [row["url"] for row in rows] == ["http://a", None, '{"a": 1}']
     assert [row["token_count"] for row in rows] == [3, 12, None]
     assert [row["language_score"] for row in rows] == [0.5, 1.0, None]
     metadata = [row["metadata"] and json.loads(row["metadata"]) for row in rows]
@@ -118,6 +118,40 @@ def test_odd_lines_are_read(tmp_path: Path) -> None:
     metadata = table["metadata"].to_pylist()
     assert json.loads(metadata[7]) == {"a": 2} and json.loads(metadata[5]) == {"x": None}
     assert json.loads(metadata[8])["p"] == [True, False, None, {"q": [[]]}]
+
+
+VALUES = ["1.50", "1e400", "-1E400", '{"a": [1.0,  2e2]}', "[]", "true", '"\\u00e9"', "12345678901234567", "-0"]
+VALUES += ["1" + "0" * 400, "9007199254740993"]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_is_spelt_alike_whatever_else_the_line_holds(tmp_path: Path, value: str) -> None:
+    """A doubled key sends a line to the general parser, whose rows are those of the compiled one."""
+    members = ", ".join(f'"{key}": {value}' for key in ("id", "url", "score", "count", "other"))
+    line = f'{{"text": "t", {members}, "twice" : 1.0'
+    glob = write(tmp_path / "a.jsonl", f'{line}}}\n{line[:-3]}2, "twice" : 1.0}}\n'.encode())
+    table, failures = collect(ingest.JsonLines(glob=glob, columns=("score:double", "count:int64")))
+    first, second = table.to_pylist()
+    assert not failures and first == second
+    assert first["id"] == first["url"] == (value if value[0] != '"' else "é")
+    metadata = json.loads(first["metadata"], parse_constant=lambda word: pytest.fail(word))
+    assert f'"other": {value}' in first["metadata"] and '"twice" : 1.0' in first["metadata"]
+    for name in ("score", "count"):  # a column, or else in `metadata`
+        assert (first[name] is None) == (name in metadata)
+
+
+def test_numbers_are_finite(tmp_path: Path) -> None:
+    rows = ['1e400, "x": 1', '"nan"', '"-Infinity"', 'NaN, "x": "a \\"NaN\\" Infinity"', '-Infinity, "x": [NaN, 1e400]']
+    glob = write(tmp_path / "a.jsonl", *(f'{{"text": "t", "score": {row}}}\n'.encode() for row in rows))
+    table, failures = collect(ingest.JsonLines(glob=glob, columns=("score:double",)))
+    assert not failures and table["score"].null_count == 5
+    assert table["metadata"].to_pylist() == [
+        '{"score": 1e400,"x": 1}',
+        '{"score": "nan"}',
+        '{"score": "-Infinity"}',
+        '{"x": "a \\"NaN\\" Infinity"}',
+        '{"x": [null, 1e400]}',
+    ]
 
 
 numbers = st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False)
@@ -282,6 +316,31 @@ def test_compressed(tmp_path: Path, ending: str) -> None:
     assert 1000 < len(cut) < 5000 and cut.equals(table.slice(0, len(cut)))
     assert len(failures) == 1 and "cut or damaged" in failures[0].error
     assert failures[0].place == f"a.jsonl{ending}:{sum(map(len, lines[: len(cut)]))}"
+
+
+def test_zero_bytes_after_the_last_gzip_member(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"text": "a"}\n') + gzip.compress(b'{"text": "b"}')
+    for size in (1, 512, 600_000):
+        table, failures = collect(ingest.JsonLines(glob=write(tmp_path / "a.jsonl.gz", packed + bytes(size))))
+        assert not failures and table["text"].to_pylist() == ["a", "b"]
+    for more in (b"\0x", b"\0" + packed, b"x", bytes(600_000) + b"x", b"\x1f\x8b"):
+        table, failures = collect(ingest.JsonLines(glob=write(tmp_path / "a.jsonl.gz", packed + more)))
+        assert [f.place for f in failures] == ["a.jsonl.gz:14"] and table["text"].to_pylist() == ["a"]
+
+
+def test_every_byte_before_a_damaged_place(tmp_path: Path) -> None:
+    body = random.Random(1).randbytes(300_000).hex().encode()
+    packed = gzip.compress(body[:1000]) + gzip.compress(body[1000:])
+    path = tmp_path / "a.gz"
+    for cut, least in ((len(packed) - 1, len(body)), (len(packed) - 8, len(body)), (len(packed) // 2, len(body) // 3)):
+        for data in (packed[:cut], packed[:cut] + b"\xff" * 9):
+            path.write_bytes(data)
+            out = bytearray()
+            with pytest.raises(files.CutError):
+                for block in files.blocks(str(path), 1000):
+                    assert len(block) == 1000 or len(out) + len(block) >= least
+                    out += block
+            assert len(out) >= least and (out == body or data[-1] == 0xFF or body.startswith(out))
 
 
 def test_fifty_megabytes_in_one_document(tmp_path: Path) -> None:

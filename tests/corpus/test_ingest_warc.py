@@ -299,6 +299,39 @@ def test_trailing_padding_and_one_split_per_byte(tmp_path: Path, form: str) -> N
     assert not failures and not more and rows == whole and len(rows) == 3
 
 
+@pytest.mark.parametrize("form", ["members", "one member"])
+def test_zero_bytes_after_the_last_member(tmp_path: Path, form: str) -> None:
+    path = Path(write(tmp_path, [record(response(PAGE), n=i) for i in range(3)], form))
+    data = path.read_bytes()
+    for size in (1, 512, 600_000):
+        path.write_bytes(data + bytes(size))
+        step = ingest.Warc(glob=str(path))
+        for target in (1 << 40, path.stat().st_size * 4 // 7):
+            rows, failures, _ = collect(step, target)
+            assert not failures and len(rows) == 3
+    path.write_bytes(data + bytes(100) + b"x")
+    assert [f.place for f in collect(step)[1]] == [f"{path.name}:{len(data)}"]
+
+
+def test_records_without_an_id(tmp_path: Path, form: str) -> None:
+    lines = (b"WARC-Record-ID", b"WARC-Target-URI", b"WARC-Date")
+    for kind, block in (("response", response(PAGE)), ("conversion", b"text")):
+        bare = record(block, kind)
+        bare = b"\r\n".join(line for line in bare.split(b"\r\n") if not line.startswith(lines))
+        glob = write(tmp_path, [bare, bare], form)
+        rows, failures, _ = collect((ingest.Warc if kind == "response" else ingest.Wet)(glob=glob))
+        place = {"plain": str(len(bare)), "members": str(len(gzip.compress(bare))), "one member": f"0+{len(bare)}"}
+        name = Path(glob).name
+        assert not failures and [row["id"] for row in rows] == [f"{name}#0", f"{name}#{place[form]}"]
+        assert all(row["url"] is None and row["date"] is None for row in rows)
+
+
+def test_header_fields() -> None:
+    head = "HTTP/1.1 200 OK\r\nA: 1\r\n\t2\r\nb : x\x85y\r\nB: 3\r\n 4\r\njunk\r\n 5\nC:\r\n\r\n"
+    assert http.fields(head) == {"a": "1 2", "b": "x\x85y", "c": ""}
+    assert http.parse(head.encode("latin-1") + b"body") == (http.fields(head), b"body")
+
+
 def test_fifty_megabytes_in_one_page_and_nul_bytes(tmp_path: Path, form: str) -> None:
     page = b"<p>a\0b" * 9_000_000
     glob = write(tmp_path, [record(response(page), n=1), record(response(PAGE), n=2)], form)

@@ -178,6 +178,19 @@ def test_fast_and_reference_encoders_agree(folder: Path, data: Path) -> None:
     assert np.array_equal(fast[0], slow[0]) and np.array_equal(fast[1], slow[1])
 
 
+def test_an_added_token_spelled_out_is_plain_text_to_both_encoders(folder: Path, tmp_path: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())
+    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    model["added_tokens"].append({"id": 5000, "content": "<tool_call>", **form})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(model))
+    encoder = Encoder(tmp_path / "tokenizer.json")
+    text = np.frombuffer(f"a <tool_call> b {END} c".encode(), np.uint8)
+    edges = np.array([0, len(text)])
+    slow = encoder._slow(edges, text)[0]
+    assert 5000 not in slow and encoder.end not in slow
+    assert encoder.fast is not None and np.array_equal(encoder._fast(edges, text)[0], slow)
+
+
 def test_a_tokenizer_that_the_fast_library_reads_otherwise_falls_back(folder: Path, tmp_path: Path) -> None:
     model = json.loads((folder / "tokenizer.json").read_text())
     model["normalizer"] = {"type": "Replace", "pattern": {"String": "twice"}, "content": "once"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -129,6 +131,9 @@ def blocks(path: str, size: int, start: int = 0) -> Iterator[bytes]:
         if file.read(1) == b"":
             return
         file.seek(0)
+        if kind == "gzip":
+            yield from _gunzip(file, size)
+            return
         stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind)
         try:
             while block := stream.read(size):
@@ -151,6 +156,37 @@ def blocks(path: str, size: int, start: int = 0) -> Iterator[bytes]:
     if rest:
         yield bytes(rest)
     raise CutError(f"the file is cut or damaged ({reason})")
+
+
+def _gunzip(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """The bytes of gzip members one after the other, in pieces of `size`; zero bytes at the file's end are padding."""
+    out, problem = bytearray(), ""
+    stream = zlib.decompressobj(31)
+    while data := stream.unconsumed_tail or stream.unused_data or file.read(1 << 18):
+        if stream.eof:
+            if not data.strip(b"\0") and not any(more.strip(b"\0") for more in iter(lambda: file.read(1 << 18), b"")):
+                break
+            stream = zlib.decompressobj(31)
+        before = stream.copy()
+        try:
+            out += stream.decompress(data, size - len(out))
+        except zlib.error as error:
+            problem = str(error)
+            # A call that fails gives nothing of what it had inflated: do it again, a byte at a time.
+            with contextlib.suppress(zlib.error):
+                for at in range(len(data)):
+                    out += before.decompress(data[at : at + 1])
+            break
+        if len(out) == size:
+            yield bytes(out)
+            out.clear()
+    if not stream.eof and not problem:
+        problem = "it ends inside a gzip member"
+        out += stream.flush()
+    if out:
+        yield bytes(out)
+    if problem:
+        raise CutError(f"the file is cut or damaged ({problem})")
 
 
 def ranges(file: File, target: int, ratio: int = 1) -> list[Split]:

@@ -18,24 +18,28 @@ def parse(block: bytes) -> tuple[dict[str, str], memoryview]:
     ends = [at + len(mark) for mark in (b"\r\n\r\n", b"\n\n") if (at := block.find(mark)) >= 0]
     if not ends:
         if block.endswith(b"\n"):
-            return _fields(block), memoryview(b"")
+            return fields(block.decode("latin-1")), memoryview(b"")
         raise ValueError("the HTTP header does not end")
     end = min(ends)
-    return _fields(block[:end]), memoryview(block)[end:]
+    return fields(block[:end].decode("latin-1")), memoryview(block)[end:]
 
 
-def _fields(head: bytes) -> dict[str, str]:
-    """The first value of each field; lines are Latin-1, as HTTP has them."""
-    fields: dict[str, str] = {}
+def fields(head: str) -> dict[str, str]:
+    """The first value of each field of a header, WARC's or HTTP's, by names in lower case; not of its first line."""
+    found: dict[str, str] = {}
     last = ""
-    for line in head.decode("latin-1").splitlines()[1:]:
-        if line[:1] in (" ", "\t") and last:
-            fields[last] += " " + line.strip()
+    for line in head.split("\n")[1:]:
+        if line[:1] in (" ", "\t"):
+            if last:
+                found[last] += " " + line.strip()
             continue
-        name, _, value = line.partition(":")
+        name, colon, value = line.partition(":")
         last = name.strip().lower()
-        fields[last] = fields[last] if last in fields else value.strip()
-    return fields
+        if colon and last not in found:
+            found[last] = value.strip()
+        else:
+            last = ""  # what is folded after it goes as well
+    return found
 
 
 def charset(parameters: str) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,8 @@ from factory.engine.errors import FactoryError, nearest
 from factory.engine.step import Context, Failure, Source, Split
 
 SAMPLE = 1 << 20
+_CONSTANT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*+")|NaN|-?Infinity')
+"""A string, or a word that some writers of JSON have for a number."""
 KNOWN: dict[str, pa.DataType] = {
     **dict.fromkeys(("url", "dump", "date", "source", "license", "language"), pa.large_string()),
     "language_score": pa.float64(),
@@ -33,9 +37,10 @@ class JsonLines(Source):
 
     Columns: `id`, `text`, those of url, dump, date, source, license, language, language_score, token_count, messages,
     prompt, chosen and rejected that occur in the first megabyte of the first file, those that `columns` names, and
-    `metadata`: all other keys as one JSON object, null where there are none. A value of another type than its
-    column's loses no row: text columns take its JSON text; a number that is none becomes null, and the value goes to
-    `metadata`. NaN and infinity are null. Of a key that occurs twice the last value counts. Blank lines are skipped.
+    `metadata`: all other keys as one JSON object, spelt as in the file, null where there are none. A value of another
+    type than its column's loses no row: text columns take its JSON text as it stands; what is no number, or too large
+    for one, becomes null, and goes to `metadata`. The words NaN and Infinity are read as null. Of a key that occurs
+    twice the last value counts. Blank lines are skipped.
 
     A line that is not a JSON object, or has no text, or is not UTF-8 (lone surrogates are not), becomes a failed row.
     Plain files are read by byte ranges, many tasks a file; a compressed one is one task.
@@ -181,7 +186,7 @@ class _Layout:
         js.scan(data, starts, ends, self._names, self._places, self._kinds, state, begin, stop, form, rest, rest_at)
         columns: list[pa.Array] = []
         rows = np.flatnonzero(state == js.OK)
-        odd_nested: set[int] = set()
+        refused: set[int] = set()
         for field, type_ in enumerate(self.types.values()):
             present = form[field][rows] != js.ABSENT
             room = int((stop[field][rows] - begin[field][rows])[present].sum())
@@ -190,15 +195,18 @@ class _Layout:
             array = _text(offsets, out, present)
             if type_ == MESSAGES:
                 array, wrong = _messages(array)
-                odd_nested |= set(rows[wrong].tolist())
-            columns.append(array if array.type == type_ else array.cast(type_))
+                refused |= set(rows[wrong].tolist())
+            array = array if array.type == type_ else array.cast(type_)
+            if type_ == pa.float64():
+                refused |= set(rows[np.isinf(array.to_numpy(zero_copy_only=False))].tolist())
+            columns.append(array)
         # `rest` holds only the members of lines that were read, so its offsets are theirs.
         rest_offsets = np.append(rest_at[rows], rest_at[-1])
         columns.append(_text(rest_offsets, rest, rest_offsets[1:] > rest_offsets[:-1]))
         batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
-        odd = sorted({*np.flatnonzero(state == js.ODD).tolist(), *odd_nested})
-        if odd_nested:
-            keep = ~np.isin(rows, list(odd_nested))
+        odd = sorted({*np.flatnonzero(state == js.ODD).tolist(), *refused})
+        if refused:
+            keep = ~np.isin(rows, list(refused))
             batch, rows = batch.filter(pa.array(keep)), rows[keep]
         slow: dict[str, list[Any]] = {column: [] for column in self.schema.names}
         read = []
@@ -240,43 +248,70 @@ class _Layout:
 
     def _general(self, line: bytes) -> dict[str, Any]:
         """A line through Python's parser; raises ValueError where it is no object, or not text."""
-        found = json.loads(line.decode().lstrip("\ufeff"), parse_constant=lambda _: None)
+        text = line.decode().lstrip("\ufeff")
+        if "NaN" in text or "Infinity" in text:
+            text = _CONSTANT.sub(lambda word: word[1] or "null", text)
+        found = json.loads(text, parse_float=_finite)
         if not isinstance(found, dict):
             raise ValueError(f"the line is not an object but {type(found).__name__}")
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # a lone surrogate raises here
+        members = _members(text)
         values: dict[str, Any] = {}
         for column, type_ in self.types.items():
-            key = self.keys[column]
-            value = found.get(key)
-            taken, whole = _convert(value, type_, key)
-            if whole:
-                found.pop(key, None)
-            values[column] = taken
-        if found:
-            values["metadata"] = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
-        for value in values.values():
-            if isinstance(value, str):
-                value.encode()  # a lone surrogate raises here
+            if (key := self.keys[column]) in members:
+                _, first, last = members[key]
+                values[column], whole = _convert(found[key], text[first:last], type_, key)
+                if whole:
+                    del members[key]
+        if members:
+            values["metadata"] = "{" + ",".join(text[first:last] for first, _, last in members.values()) + "}"
         return values
 
 
-def _convert(value: Any, type_: pa.DataType, key: str) -> tuple[Any, bool]:
-    """A value as the column's type, and whether nothing of it is lost by that."""
-    if value is None:
+def _finite(number: str) -> float | None:
+    return value if math.isfinite(value := float(number)) else None
+
+
+def _members(text: str) -> dict[str, tuple[int, int, int]]:
+    """Where the last member of each key of an object begins, where its value does, and where both end.
+
+    The text is known to be valid.
+    """
+
+    def go(at: int) -> int:
+        while text[at] in " \t\r\n,:":
+            at += 1
+        return at
+
+    scan, members = json.JSONDecoder().raw_decode, {}
+    at = go(text.index("{") + 1)
+    while text[at] != "}":
+        key, end = scan(text, at)
+        value = go(end)
+        end = scan(text, value)[1]
+        members[key] = at, value, end
+        at = go(end)
+    return members
+
+
+def _convert(value: Any, raw: str, type_: pa.DataType, key: str) -> tuple[Any, bool]:
+    """A value, `raw` as it stands, as the column's type, and whether nothing of it is lost by that."""
+    if raw == "null":
         return None, True
     if type_ == MESSAGES:
         if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
             raise ValueError(f"{key!r} is not a list of messages")
         turns = [{side: _as_text(turn.get(side)) for side in ("role", "content")} for turn in value]
-        json.dumps(turns, ensure_ascii=False).encode()  # a lone surrogate raises here
         return turns, turns == value
     if pa.types.is_large_string(type_):
-        return _as_text(value), True
+        return value if isinstance(value, str) else raw, True
     try:
-        number = float(value)
         if type_ == pa.float64():
-            return number, True
+            number = float(value)
+            return (number, True) if math.isfinite(number) else (None, False)
         whole = int(value)
-        if whole == number and abs(whole) < 1 << 63:
+        if (not isinstance(value, float) or whole == value) and -(1 << 63) <= whole < 1 << 63:
             return whole, True
     except (TypeError, ValueError, OverflowError):
         pass  # not a number: the value goes to `metadata`

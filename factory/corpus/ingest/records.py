@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from factory.corpus.ingest import http
 from factory.corpus.ingest.files import LIMIT, SHOWN
 from factory.engine.step import Seam
 
@@ -78,6 +79,8 @@ def read_range(
             stream = _Stream(raw, last, zipped=True)
             if raw.at(last, 3) == MAGIC:
                 yield from _records(stream, wanted, None)
+            elif raw.zeros(last):
+                stream.end = raw.size  # padding
             else:
                 yield Bad(str(last), "no gzip member begins here", raw.at(last, SHOWN))
                 stream.error = "not a member"
@@ -109,6 +112,14 @@ class _Raw:
             self._file.seek(offset)
             self._begin, self._data, inside = offset, self._file.read(max(size, 1 << 19)), 0
         return self._data[inside : inside + size]
+
+    def zeros(self, offset: int) -> bool:
+        """Whether nothing but zero bytes stands from `offset` to the end."""
+        while data := self.at(offset, 1 << 18):
+            if data.strip(b"\0"):
+                return False
+            offset += len(data)
+        return True
 
 
 class _Stream:
@@ -252,19 +263,10 @@ def _head(stream: _Stream) -> tuple[Record, int] | str:
     size = min(ends)
     if stream.buffer.find(_LINE, 0, size) >= 0:
         return "the WARC header does not end"  # another record's begins inside it
-    fields: dict[str, str] = {}
-    last = ""
     try:
-        text = stream.buffer[:size].decode()
+        fields = http.fields(stream.buffer[:size].decode())
     except UnicodeDecodeError as error:
         return f"the WARC header is not UTF-8 at its byte {error.start}"
-    for line in text.split("\n")[1:]:
-        if line[:1] in (" ", "\t") and last:
-            fields[last] += " " + line.strip()
-            continue
-        name, _, value = line.partition(":")
-        last = name.strip().lower()
-        fields.setdefault(last, value.strip())
     length = fields.get("content-length", "")
     if not (length.isascii() and length.isdigit()) or "warc-type" not in fields:
         return "the WARC header has no Content-Length or no WARC-Type"

@@ -21,8 +21,9 @@ _TEXT, _BYTES = pa.large_string(), pa.large_binary()
 class Warc(Source):
     """Web pages from the `response` records of WARC files (.warc, .warc.gz).
 
-    Columns: `id` (WARC-Record-ID), `url`, `date`, `html` (the body as bytes, without chunks and content encoding),
-    `content_type`, `charset` (as the server said; null where it did not). `extract.Html` turns `html` into text.
+    Columns: `id` (WARC-Record-ID; a record without one is called by its file and its place in it), `url`, `date`,
+    `html` (the body as bytes, without chunks and content encoding), `content_type`, `charset` (as the server said);
+    null where nothing was said. `extract.Html` turns `html` into text.
 
     Only records of the media types `types` are documents. Requests, metadata, other media types and responses that
     are not HTTP are passed over; they are neither rows nor failures. A broken or truncated record becomes a failed row
@@ -39,6 +40,9 @@ class Warc(Source):
     """The media types that are read, by the server's Content-Type, or the crawler's where the server gave none."""
     dump: str = ""
     """The crawl's name, such as CC-MAIN-2026-43, for a column `dump`; no such column where it is empty."""
+
+    def libraries(self) -> tuple[str, ...]:
+        return ("brotli",)  # without it a page in that encoding is a failed row
 
     def splits(self, context: Context, target: int) -> list[Split]:
         return _splits(self.glob, target)
@@ -75,7 +79,7 @@ class Warc(Source):
             return None
         said = head.get("content-type", "") or record.header("warc-identified-payload-type")
         html = http.decode(head, body, cut=bool(record.header("warc-truncated")))
-        row = (record.id, record.url, record.header("warc-date"), html, said, http.charset(said))
+        row = (record.url or None, record.header("warc-date") or None, html, said or None, http.charset(said))
         return (*row, self.dump) if self.dump else row
 
 
@@ -83,9 +87,10 @@ class Warc(Source):
 class Wet(Source):
     """Extracted text from the `conversion` records of WET files (.wet, .wet.gz, .warc.wet.gz).
 
-    Columns: `id` (WARC-Record-ID), `text`, `url`, `date`, and `languages`, as the crawler named them (ISO 639-3, with
-    commas between; null where it named none). Other records are passed over; broken ones, and text that is not UTF-8,
-    become failed rows with file and offset. Files are read by byte ranges, many tasks a file.
+    Columns: `id` (WARC-Record-ID; a record without one is called by its file and its place in it), `text`, `url`,
+    `date`, and `languages`, as the crawler named them (ISO 639-3, with commas between); null where nothing was said.
+    Other records are passed over; broken ones, and text that is not UTF-8, become failed rows with file and offset.
+    Files are read by byte ranges, many tasks a file.
     """
 
     glob: str
@@ -117,7 +122,7 @@ class Wet(Source):
         except UnicodeDecodeError as error:
             raise ValueError(f"the text is not UTF-8 at its byte {error.start}") from None
         languages = record.header("warc-identified-content-language") or None
-        row = (record.id, block, record.url, record.header("warc-date"), languages)
+        row = (block, record.url or None, record.header("warc-date") or None, languages)
         return (*row, self.dump) if self.dump else row
 
 
@@ -133,21 +138,25 @@ def _splits(glob: str, target: int) -> list[Split]:
 
 
 def _read(split: Split, name: str, wanted: Any, make: Any, rows: Rows) -> Iterator[pa.RecordBatch | Failure | Seam]:
-    """The rows of the records that start in the split, a Failure for each broken one, and last the Seam."""
+    """The rows of the records that start in the split, a Failure for each broken one, and last the Seam.
+
+    `make` gives a record's row without its id, or None where it is passed over.
+    """
     with files.open_file(split.path) as file:
         for found in read_range(file, split.start, split.end, split.exact, wanted):
             if isinstance(found, Seam):
                 yield from rows.flush()
                 yield found
                 continue
-            record, block = found if isinstance(found, tuple) else (None, b"")
+            if isinstance(found, Bad):
+                yield Failure(f"{name}#{found.place}", found.error, f"{name}:{found.place}", found.data)
+                continue
+            record, block = found
+            called = record.id or f"{name}#{record.place}"
             try:
-                if isinstance(found, Bad):
-                    yield Failure(f"{name}#{found.place}", found.error, f"{name}:{found.place}", found.data)
-                elif record and (row := make(record, block)) is not None:
-                    yield from rows.add(row)
+                row = make(record, block)
             except (ValueError, zlib.error) as error:
-                assert record
-                yield Failure(
-                    record.id or f"{name}#{record.place}", str(error), f"{name}:{record.place}", block[: files.SHOWN]
-                )
+                yield Failure(called, str(error), f"{name}:{record.place}", block[: files.SHOWN])
+                continue
+            if row is not None:
+                yield from rows.add((called, *row))
