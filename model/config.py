@@ -219,7 +219,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainRecipe:
 def preset(name: Any) -> dict[str, Any]:
     """The keys of a published size."""
     if name not in PRESETS:
-        raise FactoryError(f"model.preset = {name!r}: unknown{nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
+        raise FactoryError(
+            f"model.preset = {name!r}: unknown{nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}"
+        )
     return PRESETS[name]
 
 

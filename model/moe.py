@@ -68,83 +68,59 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Each token's sum over its experts [N, C]; `chosen` and `weights` are [N, K]."""
-        order = chosen.flatten().argsort(stable=True)
-        # bincount would wait for the device; the position after each expert's last token does as well.
+        ordered, order = chosen.flatten().sort(stable=True)
         experts = torch.arange(len(self.down_proj), device=x.device)
-        ends = torch.searchsorted(chosen.flatten()[order], experts, right=True)
-        if x.is_cuda and x.dtype == torch.bfloat16:
-            return grouped(x, order, ends, weights, self.gate_up_proj, self.down_proj)
-        return _Sliced.apply(x, order, ends.tolist(), weights, self.gate_up_proj, self.down_proj)
+        ends = torch.searchsorted(ordered, experts, right=True, out_int32=True)  # bincount would wait for a GPU
+        return _Experts.apply(x, order, ends, weights, self.gate_up_proj, self.down_proj)
 
 
-def grouped(x: Tensor, order: Tensor, ends: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """All experts by torch's grouped product, which never waits for the device: for GPUs."""
-    count = weights.shape[1]
-    offsets = ends.to(torch.int32)
-    gate, up = F.grouped_mm(x[order // count], gate_up.transpose(1, 2), offs=offsets).chunk(2, dim=-1)
-    inner = F.silu(gate) * up * weights.flatten()[order, None]
-    sorted_ = F.grouped_mm(inner, down.transpose(1, 2), offs=offsets)
-    # Back to the order of the tokens and summed, which gives the same bits each time; adding by index would not.
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return sorted_[back].view(-1, count, x.shape[1]).sum(dim=1)
+class _Experts(torch.autograd.Function):
+    """All experts at once: the pairs lie sorted by expert, and torch's grouped product takes each expert's slice.
 
-
-class _Sliced(torch.autograd.Function):
-    """The experts one after another, each on its slice of the sorted pairs: for CPUs.
-
-    It keeps only the two inner products [S, 2 I]; one expert's other values fit in the cache and are computed again
-    for the gradients, which are written in place. The weight of a token is applied to the inner values, before the
-    last product: this is the same sum, and its gradient needs no output of the experts.
+    Only the first product [S, 2 I] is kept for the gradients; what else they need is gathered or computed again. The
+    weight of a pair is applied before the last product: the sum is the same, and the weight's gradient needs no output
+    of the experts. Rows come back to their tokens by a gather and a sum, the same bits each time.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, order: Tensor, ends: list[int], weights: Tensor, gate_up: Tensor, down: Tensor
+        ctx: Any, x: Tensor, order: Tensor, ends: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
     ) -> Tensor:
-        tokens, share = order // weights.shape[1], weights.flatten()[order, None]
-        inner = x.new_empty(len(order), gate_up.shape[1])
-        y = torch.zeros_like(x)
-        for expert, part in _parts(ends):
-            torch.mm(x[tokens[part]], gate_up[expert].t(), out=inner[part])
-            gate, up = inner[part].chunk(2, dim=1)
-            y.index_add_(0, tokens[part], torch.mm(F.silu(gate).mul_(up).mul_(share[part]), down[expert].t()))
-        ctx.save_for_backward(x, order, weights, gate_up, down, inner)
-        ctx.ends = ends
-        return y
+        tokens = order // weights.shape[1]
+        inner = F.grouped_mm(x.index_select(0, tokens), gate_up.transpose(1, 2), offs=ends)
+        gate, up = inner.chunk(2, dim=1)
+        h = F.silu(gate).mul_(up).mul_(weights.flatten()[order, None])
+        y = F.grouped_mm(h, down.transpose(1, 2), offs=ends)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        ctx.save_for_backward(x, order, back, ends, weights, gate_up, down, inner)
+        return _sum(y, back, weights.shape[1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, order, weights, gate_up, down, inner = ctx.saved_tensors
+        x, order, back, ends, weights, gate_up, down, inner = ctx.saved_tensors
         tokens, share = order // weights.shape[1], weights.flatten()[order, None]
-        dx, dgate_up, ddown = torch.zeros_like(x), torch.empty_like(gate_up), torch.empty_like(down)
-        dshare = torch.empty_like(share)
-        busy = {expert for expert, _ in _parts(ctx.ends)}
-        for expert in set(range(len(down))) - busy:
-            dgate_up[expert], ddown[expert] = 0, 0
-        for expert, part in _parts(ctx.ends):
-            rows, p = tokens[part], share[part]
-            dout = dy[rows]
-            gate, up = inner[part].chunk(2, dim=1)
-            silu = F.silu(gate)
-            h = silu * up
-            dh = torch.mm(dout, down[expert])
-            dshare[part] = (dh * h).sum(dim=1, keepdim=True)
-            torch.mm(dout.t(), h.mul_(p), out=ddown[expert])
-            dh.mul_(p)
-            dinner = torch.empty_like(inner[part])
-            torch.mul(dh, silu, out=dinner[:, gate.shape[1] :])
-            dinner[:, : gate.shape[1]] = torch.ops.aten.silu_backward(dh.mul_(up), gate)
-            torch.mm(dinner.t(), x[rows], out=dgate_up[expert])
-            dx.index_add_(0, rows, torch.mm(dinner, gate_up[expert]))
-        dweights = torch.empty_like(share).scatter_(0, order[:, None], dshare).view_as(weights)
-        return dx, None, None, dweights, dgate_up, ddown
+        gate, up = inner.chunk(2, dim=1)
+        dy = dy.contiguous().index_select(0, tokens)
+        dh = F.grouped_mm(dy, down, offs=ends)
+        silu = F.silu(gate)
+        h = silu * up
+        dshare = (dh * h).sum(dim=1)
+        ddown = F.grouped_mm(dy.t(), h.mul_(share), offs=ends)
+        dh.mul_(share)
+        dinner = torch.empty_like(inner)
+        torch.mul(dh, silu, out=dinner[:, gate.shape[1] :])
+        torch.ops.aten.silu_backward.grad_input(dh.mul_(up), gate, grad_input=dinner[:, : gate.shape[1]])
+        dgate_up = F.grouped_mm(dinner.t(), x.index_select(0, tokens), offs=ends)
+        dx = _sum(F.grouped_mm(dinner, gate_up, offs=ends), back, weights.shape[1])
+        return dx, None, None, dshare[back].view_as(weights), dgate_up, ddown
 
 
-def _parts(ends: list[int]) -> list[tuple[int, slice]]:
-    """(expert, its slice of the sorted pairs) of each expert that has tokens."""
-    starts = [0, *ends[:-1]]
-    return [(e, slice(a, b)) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < b]
+def _sum(rows: Tensor, back: Tensor, count: int) -> Tensor:
+    """The sum of each token's `count` rows, which lie at `back`."""
+    if rows.is_cuda:
+        return rows[back].view(-1, count, rows.shape[1]).sum(dim=1)
+    return F.embedding_bag(back.view(-1, count), rows, mode="sum")  # gathers and adds in one pass
 
 
 class MoE(nn.Module):
