@@ -30,6 +30,9 @@ from model.transformer import Transformer
 from model.upcycle import upcycle
 
 EVALUATION_BLOCKS = 64  # held-out sequences are taken from at most so many places
+# The load-balancing loss before its weight; and of all layers the most and the least used expert's tokens, as multiples
+# of an even share. Null without experts.
+EXPERT_METRICS = ("balance_loss", "expert_load_max", "expert_load_min")
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
@@ -39,11 +42,7 @@ METRICS = pa.schema(
         ("learning_rate", pa.float64()),
         ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
-        # With experts only: the load-balancing loss before its weight, and over all layers the tokens that the most
-        # and the least used expert got, as multiples of an even share.
-        ("balance_loss", pa.float64()),
-        ("expert_load_max", pa.float64()),
-        ("expert_load_min", pa.float64()),
+        *((name, pa.float64()) for name in EXPERT_METRICS),
     ]
 )
 # What may differ when a training goes on: it changes neither the weights nor what the metrics mean.
@@ -235,17 +234,13 @@ class Pretraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         routings: list[Routing] = []
-        loss = loss_of(self.model, batch, routings=routings)
-        total, experts = loss, {}
+        loss = loss_of(self.model, batch, "mean", routings)
+        total, experts = loss, dict.fromkeys(EXPERT_METRICS)
         if routings:
             real = torch.from_numpy(batch[:, :-1] != IGNORE).flatten().to(loss.device)
             balance, load = balance_loss(routings, real), expert_load(routings, real)
             total = loss + self.recipe.model.router_aux_loss_coef * balance
-            experts = {
-                "balance_loss": balance.item(),
-                "expert_load_max": load.max().item(),
-                "expert_load_min": load.min().item(),
-            }
+            experts = dict(zip(EXPERT_METRICS, (balance.item(), load.max().item(), load.min().item()), strict=True))
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
         values = loss.item(), norm.item()

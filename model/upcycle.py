@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import fields
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from factory.engine.errors import FactoryError
 from model.config import ModelConfig
-from model.moe import MLP, MoE
+from model.moe import MoE
 from model.transformer import Transformer
 
 SHARE = 0.5  # of each expert's parameters are drawn anew
@@ -35,33 +36,32 @@ def upcycle(dense: Transformer, config: ModelConfig, seed: int) -> Transformer:
             raise FactoryError(f"upcycling: model.{name} = {now!r}, but the dense model has {was!r}")
     if dense.config.model_type != "qwen2":
         raise FactoryError(f"upcycling begins with a dense qwen2 model, not {dense.config.model_type}")
+    if config.tie_word_embeddings and not dense.config.tie_word_embeddings:
+        raise FactoryError("upcycling: the dense model has an output layer: set model.tie_word_embeddings = false")
     model = Transformer(config).to(dense.lm_head.weight.dtype)
     model.initialise(seed)
+    old, mine = dense.state_dict(), model.state_dict()
+    model.load_state_dict({name: tensor for name, tensor in old.items() if name in mine}, strict=False)
     generator = torch.Generator().manual_seed(seed)
-    for layer, old in zip(model.model.layers, dense.model.layers, strict=True):
-        layer.self_attn.load_state_dict(old.self_attn.state_dict())
-        layer.input_layernorm.load_state_dict(old.input_layernorm.state_dict())
-        layer.post_attention_layernorm.load_state_dict(old.post_attention_layernorm.state_dict())
-        if not isinstance(layer.mlp, MoE):
-            layer.mlp.load_state_dict(old.mlp.state_dict())
+    for number, layer in enumerate(model.model.layers):
+        moe = layer.mlp
+        if not isinstance(moe, MoE):
             continue
-        for expert, (gate, up, down) in enumerate(pieces(old.mlp, config, generator)):
-            layer.mlp.experts.gate_up_proj[expert] = torch.cat([gate, up])
-            layer.mlp.experts.down_proj[expert] = down
-        shared = layer.mlp.shared_expert
+        gate, up, down = (old[f"model.layers.{number}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        for expert, (one, two, three) in enumerate(pieces(gate, up, down, config, generator)):
+            moe.experts.gate_up_proj[expert] = torch.cat([one, two])
+            moe.experts.down_proj[expert] = three
         size = min(config.shared_expert_intermediate_size, config.intermediate_size)
-        shared.gate_proj.weight[:size] = old.mlp.gate_proj.weight[:size]
-        shared.up_proj.weight[:size] = old.mlp.up_proj.weight[:size]
-        shared.down_proj.weight[:, :size] = old.mlp.down_proj.weight[:, :size]
-    model.model.embed_tokens.load_state_dict(dense.model.embed_tokens.state_dict())
-    model.model.norm.load_state_dict(dense.model.norm.state_dict())
-    if not config.tie_word_embeddings:
-        model.lm_head.load_state_dict(dense.lm_head.state_dict())
+        moe.shared_expert.gate_proj.weight[:size] = gate[:size]
+        moe.shared_expert.up_proj.weight[:size] = up[:size]
+        moe.shared_expert.down_proj.weight[:, :size] = down[:, :size]
     return model
 
 
-def pieces(mlp: MLP, config: ModelConfig, generator: torch.Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The (gate, up, down) matrices of n experts of size h_E out of a feed-forward layer of size h_FFN.
+def pieces(
+    gate: Tensor, up: Tensor, down: Tensor, config: ModelConfig, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The three matrices of each of n experts of size h_E, out of those of a feed-forward layer of size h_FFN.
 
     The layer is copied ceil(n h_E / h_FFN) times, each copy shuffled along the intermediate dimension, the copies laid
     end to end and cut into experts. Each parameter is drawn anew with probability 1/2.
@@ -74,8 +74,5 @@ def pieces(mlp: MLP, config: ModelConfig, generator: torch.Generator) -> list[tu
         fresh = torch.empty_like(matrix).normal_(0.0, config.initializer_range, generator=generator)
         return torch.where(torch.rand(matrix.shape, generator=generator) < SHARE, fresh, matrix)
 
-    out = []
     for rows in order.view(count, inner):
-        gate, up, down = mlp.gate_proj.weight[rows], mlp.up_proj.weight[rows], mlp.down_proj.weight[:, rows]
-        out.append((partly(gate), partly(up), partly(down)))
-    return out
+        yield partly(gate[rows]), partly(up[rows]), partly(down[:, rows])

@@ -15,7 +15,6 @@ from factory.engine.errors import FactoryError
 from model import train
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
-from model.moe import MLP
 from model.transformer import Transformer
 from model.upcycle import pieces, upcycle
 
@@ -39,13 +38,10 @@ def dense(config: ModelConfig = DENSE) -> Transformer:
 def test_experts_are_cut_from_shuffled_copies() -> None:
     """Rows are numbered, so that what is left of each says where it came from."""
     config = replace(MOE, hidden_size=200, num_attention_heads=4)
-    mlp = MLP(200, 64)
     rows = torch.arange(1.0, 65.0)
-    with torch.no_grad():
-        mlp.gate_proj.weight[:] = 1000 + rows[:, None]
-        mlp.up_proj.weight[:] = 2000 + rows[:, None]
-        mlp.down_proj.weight[:] = 3000 + rows
-    found = pieces(mlp, config, torch.Generator().manual_seed(0))
+    columns = rows[:, None].expand(64, 200)
+    gate, up, down = 1000 + columns, 2000 + columns, 3000 + columns.T
+    found = list(pieces(gate, up, down, config, torch.Generator().manual_seed(0)))
     assert len(found) == 7
     order, kept, fresh = [], 0, []
     for gate, up, down in found:
@@ -53,9 +49,7 @@ def test_experts_are_cut_from_shuffled_copies() -> None:
         for row in range(24):
             sources = [gate[row] - 1000, up[row] - 2000, down[:, row] - 3000]
             old = [part[part > 0] for part in sources]
-            assert len({value for part in old for value in part.tolist()}) == 1, (
-                "one row of the dense layer in all three"
-            )
+            assert len({value for part in old for value in part.tolist()}) == 1, "the same row in all three"
             order.append(int(old[0][0]))
             kept += sum(map(len, old))
             fresh += [part[part <= 0] + base for part, base in zip(sources, (1000, 2000, 3000), strict=True)]
@@ -99,6 +93,8 @@ def test_what_does_not_fit_is_refused() -> None:
         upcycle(dense(), DENSE, 0)
     with pytest.raises(FactoryError, match="not llama"):
         upcycle(dense(replace(DENSE, model_type="llama")), MOE, 0)
+    with pytest.raises(FactoryError, match="tie_word_embeddings = false"):
+        upcycle(dense(replace(DENSE, tie_word_embeddings=False)), MOE, 0)
 
 
 RECIPE = """
