@@ -20,12 +20,10 @@ from factory.engine.files import aside
 from model.config import ModelConfig
 from model.transformer import Transformer
 
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "llama": "LlamaForCausalLM"}
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 STORED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
+    *NEEDED,
     "num_key_value_heads",
     "max_position_embeddings",
     "rope_theta",
@@ -33,6 +31,24 @@ STORED = (
     "initializer_range",
     "tie_word_embeddings",
 )
+STORED_MOE = (
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "norm_topk_prob",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "router_aux_loss_coef",
+)
+# Ours -> the name in config.json's description of scaled positions.
+ROPE = {
+    "rope_type": "rope_type",
+    "rope_factor": "factor",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_position_embeddings",
+}
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -65,19 +81,12 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
     """
     config = model.config
     description = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        **{name: getattr(config, name) for name in STORED},
-        "hidden_act": "silu",
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "use_cache": True,
-        "bos_token_id": None,
+        **describe(config),
         "eos_token_id": end,
         "pad_token_id": end,
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = _apart({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
     if config.tie_word_embeddings:
         del weights["lm_head.weight"]  # the embedding, stored once
 
@@ -101,7 +110,7 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
 
 
 def load_hf(folder: str | Path) -> Transformer:
-    """Read a Qwen2 checkpoint folder, ours or anyone's, in the number format that it is stored in.
+    """Read a Qwen2, Qwen2-MoE or Llama checkpoint folder, ours or anyone's, in the number format that it is stored in.
 
     Raises FactoryError that names the parameter where the weights do not fit the configuration.
     """
@@ -110,7 +119,9 @@ def load_hf(folder: str | Path) -> Transformer:
         given = json.loads((folder / "config.json").read_text("utf-8"))
     except FileNotFoundError:
         raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
-    model = Transformer(_config(folder, given))
+    config = _config(folder, given)
+    with torch.device("meta"):  # no memory and no time for weights that are replaced at once
+        model = Transformer(config)
     weights: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -119,7 +130,8 @@ def load_hf(folder: str | Path) -> Transformer:
             raise FactoryError(f"{path}: not a whole safetensors file: {error}") from error
     if not weights:
         raise FactoryError(f"{folder}: no *.safetensors file")
-    if model.config.tie_word_embeddings:
+    weights = _together(folder, weights, config.num_experts)
+    if config.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
     expected = model.state_dict()
     for name, tensor in expected.items():
@@ -130,28 +142,98 @@ def load_hf(folder: str | Path) -> Transformer:
             raise FactoryError(f"{folder}: parameter {name} has shape {shapes}")
     unknown = sorted(weights.keys() - expected.keys())
     if unknown:
-        raise FactoryError(f"{folder}: unknown parameter {unknown[0]}: this is not a dense Qwen2 model")
-    model.to(weights["model.embed_tokens.weight"].dtype)
-    model.load_state_dict(weights)
+        raise FactoryError(f"{folder}: unknown parameter {unknown[0]}: not of the form {config.model_type}")
+    dtype = weights["model.embed_tokens.weight"].dtype
+    # Copies: the file's own memory need not be aligned, which changes speed and last bits.
+    model.load_state_dict({name: weights[name].to(dtype, copy=True) for name in expected}, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
     return model
 
 
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as transformers' config.json has it."""
+    description = {
+        "architectures": [ARCHITECTURES[config.model_type]],
+        "model_type": config.model_type,
+        **{name: getattr(config, name) for name in STORED},
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "bos_token_id": None,
+    }
+    if config.model_type == "llama":
+        description |= {"attention_bias": False, "mlp_bias": False, "head_dim": config.head_dim}
+    else:
+        description["use_sliding_window"] = False
+    if config.model_type == "qwen2_moe":
+        description |= {name: getattr(config, name) for name in STORED_MOE}
+    if config.rope_type != "default":
+        description["rope_scaling"] = {theirs: getattr(config, ours) for ours, theirs in ROPE.items()}
+    return description
+
+
+def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each expert's matrices under names of their own, as released checkpoints have them."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        layer, found, which = name.rpartition(".experts.")
+        if not found:
+            out[name] = tensor.contiguous()
+            continue
+        for number, expert in enumerate(tensor):
+            parts = expert.chunk(2) if which == "gate_up_proj" else (expert,)
+            for part, one in zip(("gate_proj", "up_proj") if len(parts) > 1 else (which,), parts, strict=True):
+                out[f"{layer}.experts.{number}.{part}.weight"] = one.contiguous()
+    return out
+
+
+def _together(folder: Path, weights: dict[str, Tensor], experts: int) -> dict[str, Tensor]:
+    """The experts' matrices in two tensors a layer, as here and in transformers 5; those that are so already stay."""
+    layers = {name.partition(".experts.0.")[0] for name in weights if ".experts.0." in name}
+    for layer in sorted(layers):
+
+        def take(number: int, which: str, layer: str = layer) -> Tensor:
+            name = f"{layer}.experts.{number}.{which}.weight"
+            if name not in weights:
+                raise FactoryError(f"{folder}: parameter {name} is missing")
+            return weights.pop(name)
+
+        both = [torch.cat([take(number, "gate_proj"), take(number, "up_proj")]) for number in range(experts)]
+        weights[f"{layer}.experts.gate_up_proj"] = torch.stack(both)
+        weights[f"{layer}.experts.down_proj"] = torch.stack([take(number, "down_proj") for number in range(experts)])
+    return weights
+
+
 def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
-    if given.get("model_type") != "qwen2":
-        raise FactoryError(f"{folder}: model_type {given.get('model_type')!r}: only 'qwen2' can be read")
+    kind = given.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise FactoryError(f"{folder}: model_type {kind!r}: only {', '.join(ARCHITECTURES)} can be read")
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default" or given.get("use_sliding_window"):
-        raise FactoryError(f"{folder}: scaled RoPE and sliding windows cannot be read")
-    if given.get("hidden_act", "silu") != "silu":
-        raise FactoryError(f"{folder}: hidden_act {given['hidden_act']!r}: only 'silu' can be read")
-    values = {name: given[name] for name in STORED if name in given}
-    values.setdefault("tie_word_embeddings", False)  # Qwen2Config's own defaults, where a file leaves them out
+    rope = {"rope_type": rope.get("type", "default")} | rope
+    if rope["rope_type"] not in ("default", "llama3"):
+        raise FactoryError(f"{folder}: positions scaled by {rope['rope_type']!r} cannot be read")
+    refused = {"use_sliding_window": False, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    for name, value in (refused | {"qkv_bias": True}).items():
+        if given.get(name, value) != value:
+            raise FactoryError(f"{folder}: {name} = {given[name]!r}: only {value!r} can be read")
+    names = STORED + (STORED_MOE if kind == "qwen2_moe" else ())
+    values = {name: given[name] for name in names if given.get(name) is not None}
+    values.setdefault("tie_word_embeddings", False)  # their own defaults, where a file leaves them out
     values.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+    values |= {ours: rope[theirs] for ours, theirs in ROPE.items() if theirs in rope and rope["rope_type"] != "default"}
+    for name in NEEDED + (STORED_MOE[:4] if kind == "qwen2_moe" else ()):
         if name not in values:
             raise FactoryError(f"{folder}/config.json: no {name}")
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
-    values["rope_theta"] = float(values["rope_theta"])
-    config = ModelConfig(**values)
+    values["mlp_only_layers"] = tuple(values.get("mlp_only_layers", ()))
+    for name in ("rope_theta", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"):
+        if name in values:
+            values[name] = float(values[name])
+    config = ModelConfig(model_type=kind, **values)
     config.check()
+    if given.get("head_dim") not in (None, config.head_dim):
+        raise FactoryError(
+            f"{folder}: head_dim = {given['head_dim']}: only hidden_size / num_attention_heads can be read"
+        )
     return config

@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.engine.errors import FactoryError, nearest
+from model.presets import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a dense transformer; names and meaning are those of Hugging Face's Qwen2Config."""
+    """The shape of a transformer; names and meaning are those of Hugging Face's configurations of the three forms."""
 
+    preset: str = ""
+    """A published size, such as `qwen2.5-0.5b` (all: model/presets.py): it gives every value that is not said here."""
+    model_type: Literal["qwen2", "qwen2_moe", "llama"] = "qwen2"
+    """`qwen2` is dense, `qwen2_moe` a mixture of experts, `llama` dense without bias on q, k and v."""
     vocab_size: int = 0
     """Rows of the embedding; 0 takes the number of tokens of the data's tokenizer."""
     hidden_size: int = 256
@@ -32,15 +37,42 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     """The longest sequence that the model is made for."""
     rope_theta: float = 10_000.0
+    rope_type: Literal["default", "llama3"] = "default"
+    """`llama3` stretches the slow rotations as Llama 3.1 does, by the four values below."""
+    rope_factor: float = 8.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
     tie_word_embeddings: bool = True
     """One matrix for the embedding and the output layer."""
+    num_experts: int = 0
+    """qwen2_moe only, like all below: the routed experts of a layer."""
+    num_experts_per_tok: int = 4
+    """The experts that each token goes to."""
+    moe_intermediate_size: int = 192
+    """The size of a routed expert."""
+    shared_expert_intermediate_size: int = 768
+    norm_topk_prob: bool = False
+    """The weights of a token's experts sum to 1."""
+    decoder_sparse_step: int = 1
+    """Each so many-th layer has experts."""
+    mlp_only_layers: tuple[int, ...] = ()
+    """Layers without experts in any case, counted from 0."""
+    router_aux_loss_coef: float = 0.001
+    """The weight of the load-balancing loss."""
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    def sparse(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has experts."""
+        if self.model_type != "qwen2_moe" or layer in self.mlp_only_layers:
+            return False
+        return (layer + 1) % self.decoder_sparse_step == 0
 
     def check(self) -> None:
         """Raises FactoryError where the numbers do not fit together."""
@@ -56,6 +88,23 @@ class ModelConfig:
             raise FactoryError(
                 f"model.num_attention_heads = {self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}"
+            )
+        if self.rope_type == "llama3" and not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor:
+            raise FactoryError("model.rope_low_freq_factor must be above 0 and below rope_high_freq_factor")
+        if self.model_type != "qwen2_moe":
+            if self.num_experts:
+                raise FactoryError(
+                    f"model.num_experts = {self.num_experts}: only model_type = 'qwen2_moe' has experts, "
+                    f"this is {self.model_type!r}"
+                )
+            return
+        for name in ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step"):
+            if getattr(self, name) <= 0:
+                raise FactoryError(f"model.{name} = {getattr(self, name)}: must be above 0")
+        if not 0 < self.num_experts_per_tok <= self.num_experts:
+            raise FactoryError(
+                f"model.num_experts_per_tok = {self.num_experts_per_tok}: must be between 1 and "
+                f"num_experts = {self.num_experts}"
             )
 
 
@@ -104,6 +153,8 @@ class TrainConfig:
     """Sequences in a step."""
     seed: int = 0
     """Decides the initial weights."""
+    upcycle: str = ""
+    """A dense checkpoint folder in Hugging Face's form from which a qwen2_moe model starts (model/upcycle.py)."""
     evaluate_every: int = 200
     """Steps between evaluations on the held-out data; there is one at the end in any case."""
     evaluation_sequences: int = 128
@@ -156,10 +207,22 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainRecipe:
     values: dict[str, Any] = {name: _typed("", name, given[name], str) for name in TOP if name in given}
     values.setdefault("name", Path(path).stem)
     for name, class_ in SECTIONS.items():
-        values[name] = section(name, class_, given.get(name, {}), str(path))
+        table = given.get(name, {})
+        if name == "model" and isinstance(table, dict) and table.get("preset"):
+            table = preset(table["preset"]) | table
+        values[name] = section(name, class_, table, str(path))
     recipe = TrainRecipe(**values)
     _check(recipe)
     return recipe
+
+
+def preset(name: Any) -> dict[str, Any]:
+    """The keys of a published size."""
+    if name not in PRESETS:
+        raise FactoryError(
+            f"model.preset = {name!r}: unknown{nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]
 
 
 def section(name: str, class_: type, given: Mapping[str, Any], path: str) -> Any:
@@ -208,6 +271,8 @@ def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
         return value
     if hint is float and type(value) is int:
         return float(value)
+    if hint == tuple[int, ...] and isinstance(value, list) and all(type(one) is int for one in value):
+        return tuple(value)
     if type(value) is not hint:
         kind = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
         raise FactoryError(f"{where} = {value!r}: must be of type {kind}, not {type(value).__name__}")

@@ -22,12 +22,17 @@ from torch import Tensor
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
-from model.checkpoint import load_state, save_state
+from model.checkpoint import load_hf, load_state, save_state
 from model.config import OptimizerConfig, TrainRecipe
 from model.data import IGNORE, Block, Stream, TokenDataset, read
+from model.moe import Routing, balance_loss, expert_load
 from model.transformer import Transformer
+from model.upcycle import upcycle
 
 EVALUATION_BLOCKS = 64  # held-out sequences are taken from at most so many places
+# The load-balancing loss before its weight; and of all layers the most and the least used expert's tokens, as multiples
+# of an even share. Null without experts.
+EXPERT_METRICS = ("balance_loss", "expert_load_max", "expert_load_min")
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
@@ -37,6 +42,7 @@ METRICS = pa.schema(
         ("learning_rate", pa.float64()),
         ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
+        *((name, pa.float64()) for name in EXPERT_METRICS),
     ]
 )
 # What may differ when a training goes on: it changes neither the weights nor what the metrics mean.
@@ -75,10 +81,12 @@ def optimizer_for(model: Transformer, config: OptimizerConfig) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
-def loss_of(model: Transformer, batch: np.ndarray, reduction: str = "mean") -> Tensor:
+def loss_of(
+    model: Transformer, batch: np.ndarray, reduction: str = "mean", routings: list[Routing] | None = None
+) -> Tensor:
     """Cross-entropy in nats of each token given those before it; IGNORE in the batch is no token."""
     ids = torch.from_numpy(batch).to(model.lm_head.weight.device, torch.long)
-    logits = model(ids[:, :-1].clamp(min=0))
+    logits = model(ids[:, :-1].clamp(min=0), routings=routings)
     targets = ids[:, 1:].flatten()
     total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
     # A batch may hold no target at all: a shard's last sequence can be one token long.
@@ -153,9 +161,7 @@ class Pretraining:
             )
         torch.set_num_threads(recipe.train.threads or cores())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = Transformer(recipe.model)
-        self.model.initialise(recipe.train.seed)
-        self.model.to(self.device)
+        self.model = self._new().to(self.device)
         self.optimizer = optimizer_for(self.model, recipe.optimizer)
         self.stream = Stream(data.training, data.sequence_length, recipe.data)
         self.held_out = held_out(
@@ -165,6 +171,14 @@ class Pretraining:
         self.metrics: list[dict[str, Any]] = []
         if self.state_path.exists():
             self._restore()
+
+    def _new(self) -> Transformer:
+        if self.recipe.train.upcycle and not self.state_path.exists():
+            dense = load_hf(self.recipe.train.upcycle).float()
+            return upcycle(dense, self.recipe.model, self.recipe.train.seed)
+        model = Transformer(self.recipe.model)
+        model.initialise(self.recipe.train.seed)
+        return model
 
     def _restore(self) -> None:
         state = load_state(self.state_path)
@@ -221,8 +235,15 @@ class Pretraining:
         rate = learning_rate(self.step + 1, train.steps, self.recipe.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_of(self.model, batch)
-        loss.backward()
+        routings: list[Routing] = []
+        loss = loss_of(self.model, batch, "mean", routings)
+        total, experts = loss, dict.fromkeys(EXPERT_METRICS)
+        if routings:
+            real = torch.from_numpy(batch[:, :-1] != IGNORE).flatten().to(loss.device)
+            balance, load = balance_loss(routings, real), expert_load(routings, real)
+            total = loss + self.recipe.model.router_aux_loss_coef * balance
+            experts = dict(zip(EXPERT_METRICS, (balance.item(), load.max().item(), load.min().item()), strict=True))
+        total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
         values = loss.item(), norm.item()
         if not all(map(math.isfinite, values)):
@@ -243,4 +264,5 @@ class Pretraining:
             "learning_rate": rate,
             "gradient_norm": values[1],
             "seconds": time.perf_counter() - begin,
+            **experts,
         }

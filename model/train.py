@@ -52,7 +52,8 @@ def train(recipe: TrainRecipe) -> Path:
 
     length, steps = data.sequence_length, recipe.train.steps
     size, threads = work.model.parameter_count(), torch.get_num_threads()
-    print(f"{recipe.name}: {size:,} parameters, {work.device}, {threads} threads")
+    used = f", {work.model.activated_count():,} of them used by a token" if recipe.model.num_experts else ""
+    print(f"{recipe.name}: {size:,} parameters{used}, {work.device}, {threads} threads")
     print(
         f"data: {data.name}@{data.version}, {work.stream.rows:,} sequences of {length} tokens to learn from, "
         f"{len(work.held_out):,} held out for evaluation"

@@ -1,16 +1,19 @@
-"""A dense transformer in Qwen2's form: RMSNorm before each part, SwiGLU, RoPE, grouped queries, bias on q, k and v.
+"""A transformer in Qwen2's form: RMSNorm before each part, SwiGLU or experts, RoPE, grouped queries, bias on q, k, v.
 
-Parameter names and shapes are those of Hugging Face's Qwen2ForCausalLM. Shapes in comments: B sequences, T tokens,
-C hidden size, H query heads, G key/value heads, D head size.
+Parameter names and shapes are those of Hugging Face's Qwen2ForCausalLM, Qwen2MoeForCausalLM and LlamaForCausalLM.
+Shapes in comments: B sequences, T tokens, C hidden size, H query heads, G key/value heads, D head size.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.moe import MLP, Experts, MoE, Router, Routing
 
 
 class Cache:
@@ -42,10 +45,26 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """The turn of each pair of dimensions by one position, in radians: float32 [D/2].
+
+    Pair i turns by theta^(-2i/D) (arXiv 2104.09864). `llama3` divides those whose wavelength is above the original
+    length / low by the factor, keeps those below the original length / high, and mixes the two between (Llama 3.1's
+    reference code).
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_type == "llama3":
+        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+        turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # in the original length
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = (kept + (1 - kept) / config.rope_factor) * frequencies
+    return frequencies
+
+
 def rope(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, D] of the rotation of each position: pair i turns by position / theta^(2i/D)."""
-    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    angles = positions.float()[:, None] * (1.0 / config.rope_theta**exponents)[None]
+    """Cosine and sine [T, D] of the rotation of each position."""
+    angles = positions.float()[:, None] * rope_frequencies(config).to(positions.device)[None]
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -68,9 +87,10 @@ class Attention(nn.Module):
             config.head_dim,
         )
         self.layer, self.heads, self.groups, self.dim = layer, heads, groups, dim
-        self.q_proj = nn.Linear(size, heads * dim, bias=True)
-        self.k_proj = nn.Linear(size, groups * dim, bias=True)
-        self.v_proj = nn.Linear(size, groups * dim, bias=True)
+        bias = config.model_type != "llama"
+        self.q_proj = nn.Linear(size, heads * dim, bias=bias)
+        self.k_proj = nn.Linear(size, groups * dim, bias=bias)
+        self.v_proj = nn.Linear(size, groups * dim, bias=bias)
         self.o_proj = nn.Linear(heads * dim, size, bias=False)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
@@ -90,30 +110,21 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
 
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Layer(nn.Module):
+    """Attention, then a feed-forward layer or experts; also returns what the experts' router decided."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.mlp = MoE(config) if config.sparse(layer) else MLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), turn, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        inner = self.mlp(self.post_attention_layernorm(x))
+        y, routing = inner if isinstance(self.mlp, MoE) else (inner, None)
+        return x + y, routing
 
 
 class Decoder(nn.Module):
@@ -126,19 +137,21 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None, routings: list[Routing] | None = None) -> Tensor:
         before = cache.length if cache is not None else 0
         turn = rope(self.config, torch.arange(before, before + ids.shape[1], device=ids.device))
         x = self.embed_tokens(ids)
         for layer in self.layers:
-            x = layer(x, turn, cache)
+            x, routing = layer(x, turn, cache)
+            if routings is not None and routing is not None:
+                routings.append(routing)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.norm(x)
 
 
 class Transformer(nn.Module):
-    """Token ids [B, T] to logits [B, T, vocab]."""
+    """Token ids [B, T] to logits [B, T, vocab]. A list given as `routings` gets what each layer's router decided."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -148,8 +161,8 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        return self.lm_head(self.model(ids, cache))
+    def forward(self, ids: Tensor, cache: Cache | None = None, routings: list[Routing] | None = None) -> Tensor:
+        return self.lm_head(self.model(ids, cache, routings))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -162,9 +175,18 @@ class Transformer(nn.Module):
                 module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     module.bias.zero_()
+            elif isinstance(module, Router | Experts):
+                for parameter in module.parameters():
+                    parameter.normal_(0.0, self.config.initializer_range, generator=generator)
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
 
     def parameter_count(self) -> int:
         """Parameters, a shared matrix counted once."""
         return sum(p.numel() for p in self.parameters())
+
+    def activated_count(self) -> int:
+        """The parameters that one token uses: of the routed experts, those that it goes to."""
+        experts = [p for m in self.modules() if isinstance(m, Experts) for p in m.parameters()]
+        idle = sum(p.numel() // self.config.num_experts for p in experts)
+        return self.parameter_count() - idle * (self.config.num_experts - self.config.num_experts_per_tok)
