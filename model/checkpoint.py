@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
-from model.config import ModelConfig
+from model.attention import DualChunk
+from model.config import ModelConfig, section
+from model.rope import RopeScaling
 from model.transformer import Transformer
 
 STORED = (
@@ -68,6 +71,7 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         **{name: getattr(config, name) for name in STORED},
+        "rope_scaling": config.rope_scaling and config.rope_scaling.stored(config.max_position_embeddings),
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_sliding_window": False,
@@ -77,6 +81,8 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
         "pad_token_id": end,
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
     }
+    if config.dual_chunk_attention_config is not None:
+        description["dual_chunk_attention_config"] = dataclasses.asdict(config.dual_chunk_attention_config)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         del weights["lm_head.weight"]  # the embedding, stored once
@@ -140,8 +146,8 @@ def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
     if given.get("model_type") != "qwen2":
         raise FactoryError(f"{folder}: model_type {given.get('model_type')!r}: only 'qwen2' can be read")
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default" or given.get("use_sliding_window"):
-        raise FactoryError(f"{folder}: scaled RoPE and sliding windows cannot be read")
+    if given.get("use_sliding_window"):
+        raise FactoryError(f"{folder}: sliding windows cannot be read")
     if given.get("hidden_act", "silu") != "silu":
         raise FactoryError(f"{folder}: hidden_act {given['hidden_act']!r}: only 'silu' can be read")
     values = {name: given[name] for name in STORED if name in given}
@@ -152,6 +158,15 @@ def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
             raise FactoryError(f"{folder}/config.json: no {name}")
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     values["rope_theta"] = float(values["rope_theta"])
+    where = str(folder / "config.json")
+    scaling = {key: value for key, value in rope.items() if key not in ("type", "rope_theta") and value is not None}
+    scaling.setdefault("rope_type", rope.get("type", "default"))
+    if scaling["rope_type"] != "default":
+        values["rope_scaling"] = section("rope_scaling", RopeScaling, scaling, where)
+    if dual := given.get("dual_chunk_attention_config"):
+        # Further keys there are of sparse attention, an approximation of this for speed.
+        known = {field.name: dual[field.name] for field in dataclasses.fields(DualChunk) if field.name in dual}
+        values["dual_chunk_attention_config"] = section("dual_chunk_attention_config", DualChunk, known, where)
     config = ModelConfig(**values)
     config.check()
     return config

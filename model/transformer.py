@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import Documents, Plan, plan
 from model.config import ModelConfig
 
 
@@ -42,20 +43,6 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
-def rope(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, D] of the rotation of each position: pair i turns by position / theta^(2i/D)."""
-    exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    angles = positions.float()[:, None] * (1.0 / config.rope_theta**exponents)[None]
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate [B, heads, T, D]; the pair of dimension i is i + D/2 (the layout of Hugging Face's weights)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine.to(x.dtype) + torch.cat([-second, first], dim=-1) * sine.to(x.dtype)
-
-
 class Attention(nn.Module):
     """Causal self-attention; each key/value head serves H / G query heads."""
 
@@ -73,20 +60,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, groups * dim, bias=True)
         self.o_proj = nn.Linear(heads * dim, size, bias=False)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, attend: Plan, cache: Cache | None) -> Tensor:
         batch, length, _ = x.shape
-        q = rotate(self.q_proj(x).view(batch, length, self.heads, self.dim).transpose(1, 2), *turn)
-        k = rotate(self.k_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2), *turn)
+        q = self.q_proj(x).view(batch, length, self.heads, self.dim).transpose(1, 2)
+        k = attend.keys(self.k_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2))
         v = self.v_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2)
         if cache is not None:
             k, v = cache.add(self.layer, k, v)
-        k = k.repeat_interleave(self.heads // self.groups, dim=1)
-        v = v.repeat_interleave(self.heads // self.groups, dim=1)
-        before = k.shape[2] - length
-        mask = None
-        if before and length > 1:  # new tokens see all before them, and each other causally
-            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(before)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not before)
+        y = attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -111,8 +92,8 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, cache)
+    def forward(self, x: Tensor, attend: Plan, cache: Cache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), attend, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -126,12 +107,12 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None, documents: Documents | None = None) -> Tensor:
         before = cache.length if cache is not None else 0
-        turn = rope(self.config, torch.arange(before, before + ids.shape[1], device=ids.device))
+        attend = plan(self.config, ids.shape[1], before, documents, ids.device)
         x = self.embed_tokens(ids)
         for layer in self.layers:
-            x = layer(x, turn, cache)
+            x = layer(x, attend, cache)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.norm(x)
@@ -148,8 +129,8 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        return self.lm_head(self.model(ids, cache))
+    def forward(self, ids: Tensor, cache: Cache | None = None, documents: Documents | None = None) -> Tensor:
+        return self.lm_head(self.model(ids, cache, documents))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
