@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
-from model.config import ModelConfig
+from model.attention import DualChunk
+from model.config import ModelConfig, section
+from model.rope import RopeScaling
 from model.transformer import Transformer
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "llama": "LlamaForCausalLM"}
@@ -41,16 +44,9 @@ STORED_MOE = (
     "mlp_only_layers",
     "router_aux_loss_coef",
 )
+
+
 # Ours -> the name in config.json's description of scaled positions.
-ROPE = {
-    "rope_type": "rope_type",
-    "rope_factor": "factor",
-    "rope_low_freq_factor": "low_freq_factor",
-    "rope_high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_position_embeddings",
-}
-
-
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training's state aside and rename it: the last good one stays until the new one is whole."""
     try:
@@ -168,8 +164,10 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         description["use_sliding_window"] = False
     if config.model_type == "qwen2_moe":
         description |= {name: getattr(config, name) for name in STORED_MOE}
-    if config.rope_type != "default":
-        description["rope_scaling"] = {theirs: getattr(config, ours) for ours, theirs in ROPE.items()}
+    if config.rope_scaling is not None:
+        description["rope_scaling"] = config.rope_scaling.stored(config.max_position_embeddings)
+    if config.dual_chunk_attention_config is not None:
+        description["dual_chunk_attention_config"] = dataclasses.asdict(config.dual_chunk_attention_config)
     return description
 
 
@@ -210,9 +208,6 @@ def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
     if kind not in ARCHITECTURES:
         raise FactoryError(f"{folder}: model_type {kind!r}: only {', '.join(ARCHITECTURES)} can be read")
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    rope = {"rope_type": rope.get("type", "default")} | rope
-    if rope["rope_type"] not in ("default", "llama3"):
-        raise FactoryError(f"{folder}: positions scaled by {rope['rope_type']!r} cannot be read")
     refused = {"use_sliding_window": False, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     for name, value in (refused | {"qkv_bias": True}).items():
         if given.get(name, value) != value:
@@ -221,15 +216,21 @@ def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
     values = {name: given[name] for name in names if given.get(name) is not None}
     values.setdefault("tie_word_embeddings", False)  # their own defaults, where a file leaves them out
     values.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
-    values |= {ours: rope[theirs] for ours, theirs in ROPE.items() if theirs in rope and rope["rope_type"] != "default"}
     for name in NEEDED + (STORED_MOE[:4] if kind == "qwen2_moe" else ()):
         if name not in values:
             raise FactoryError(f"{folder}/config.json: no {name}")
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     values["mlp_only_layers"] = tuple(values.get("mlp_only_layers", ()))
-    for name in ("rope_theta", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"):
-        if name in values:
-            values[name] = float(values[name])
+    values["rope_theta"] = float(values["rope_theta"])
+    where = str(folder / "config.json")
+    scaling = {key: value for key, value in rope.items() if key not in ("type", "rope_theta") and value is not None}
+    scaling.setdefault("rope_type", rope.get("type", "default"))
+    if scaling["rope_type"] != "default":
+        values["rope_scaling"] = section("rope_scaling", RopeScaling, scaling, where)
+    if dual := given.get("dual_chunk_attention_config"):
+        # Further keys there are of sparse attention, an approximation of this for speed.
+        known = {field.name: dual[field.name] for field in dataclasses.fields(DualChunk) if field.name in dual}
+        values["dual_chunk_attention_config"] = section("dual_chunk_attention_config", DualChunk, known, where)
     config = ModelConfig(model_type=kind, **values)
     config.check()
     if given.get("head_dim") not in (None, config.head_dim):

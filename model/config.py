@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.engine.errors import FactoryError, nearest
+from model.attention import DualChunk
 from model.presets import PRESETS
+from model.rope import RopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,10 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     """The longest sequence that the model is made for."""
     rope_theta: float = 10_000.0
-    rope_type: Literal["default", "llama3"] = "default"
-    """`llama3` stretches the slow rotations as Llama 3.1 does, by the four values below."""
-    rope_factor: float = 8.0
-    rope_low_freq_factor: float = 1.0
-    rope_high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    rope_scaling: RopeScaling | None = None
+    """A table [model.rope_scaling] stretches the positions, see model/rope.py."""
+    dual_chunk_attention_config: DualChunk | None = None
+    """A table [model.dual_chunk_attention_config] turns dual chunk attention on, see model/attention.py."""
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
@@ -89,8 +89,9 @@ class ModelConfig:
                 f"model.num_attention_heads = {self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}"
             )
-        if self.rope_type == "llama3" and not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor:
-            raise FactoryError("model.rope_low_freq_factor must be above 0 and below rope_high_freq_factor")
+        for part in (self.rope_scaling, self.dual_chunk_attention_config):
+            if part is not None:
+                part.check()
         if self.model_type != "qwen2_moe":
             if self.num_experts:
                 raise FactoryError(
@@ -120,6 +121,10 @@ class DataConfig:
     """The share of the data that is held out for evaluation: whole shards where there are enough of them."""
     shuffle_tokens: int = 1 << 26
     """Sequences are shuffled among about so many tokens, which are held in memory (4 bytes a token)."""
+    documents: Literal["joined", "masked", "restarted"] = "joined"
+    """What a token sees of a packed sequence. `joined`: all before it, other documents too (UltraLong); `masked`: only
+    its own document, while positions run on (transformers' default, and what a block mask gives); `restarted`: and
+    positions begin at 0 in each document. The last two differ only with dual chunk attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +238,11 @@ def section(name: str, class_: type, given: Mapping[str, Any], path: str) -> Any
     for key in given:
         if key not in hints:
             raise FactoryError(f"{path}: unknown key {key!r} in [{name}]{nearest(key, hints)}")
-    return class_(**{key: _typed(name, key, value, hints[key]) for key, value in given.items()})
+    values = {key: _typed(name, key, value, hints[key]) for key, value in given.items()}
+    for part in dataclasses.fields(class_):
+        if part.default is part.default_factory is dataclasses.MISSING and part.name not in values:
+            raise FactoryError(f"{path}: [{name}] has no {part.name}")
+    return class_(**values)
 
 
 def _override(given: dict[str, Any], word: str) -> None:
@@ -264,6 +273,9 @@ def _override(given: dict[str, Any], word: str) -> None:
 
 def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
     where = f"{section_}.{key}" if section_ else key
+    table = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
+    if isinstance(table, type):
+        return section(where, table, value, "the recipe")
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices:

@@ -44,11 +44,7 @@ def _llama(factor: float, *shape: Any) -> dict[str, Any]:
         *shape,
         model_type="llama",
         rope_theta=5e5,
-        rope_type="llama3",
-        rope_factor=factor,
-        rope_low_freq_factor=1.0,
-        rope_high_freq_factor=4.0,
-        original_max_position_embeddings=8192,
+        rope_scaling={"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": 8192},
     )
 
 

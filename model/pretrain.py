@@ -22,6 +22,7 @@ from torch import Tensor
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
+from model.attention import separated
 from model.checkpoint import load_hf, load_state, save_state
 from model.config import OptimizerConfig, TrainRecipe
 from model.data import IGNORE, Block, Stream, TokenDataset, read
@@ -81,12 +82,38 @@ def optimizer_for(model: Transformer, config: OptimizerConfig) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Separator:
+    """Documents are kept apart: `end` is the id that ends each, `restart` whether positions begin anew."""
+
+    end: int
+    restart: bool
+
+
+def separator_of(recipe: TrainRecipe, data: TokenDataset) -> Separator | None:
+    """What data.documents says of this dataset; None where documents are joined."""
+    if recipe.data.documents == "joined":
+        return None
+    if data.end is None:
+        raise FactoryError(
+            f"data.documents = {recipe.data.documents!r}: the tokenizer of {data.folder} has no <|endoftext|>, "
+            'so that documents cannot be told apart: use "joined"'
+        )
+    return Separator(data.end, recipe.data.documents == "restarted")
+
+
 def loss_of(
-    model: Transformer, batch: np.ndarray, reduction: str = "mean", routings: list[Routing] | None = None
+    model: Transformer,
+    batch: np.ndarray,
+    reduction: str = "mean",
+    separator: Separator | None = None,
+    routings: list[Routing] | None = None,
 ) -> Tensor:
     """Cross-entropy in nats of each token given those before it; IGNORE in the batch is no token."""
     ids = torch.from_numpy(batch).to(model.lm_head.weight.device, torch.long)
-    logits = model(ids[:, :-1].clamp(min=0), routings=routings)
+    given = ids[:, :-1].clamp(min=0)
+    documents = separated(given, separator.end, separator.restart) if separator else None
+    logits = model(given, documents=documents, routings=routings)
     targets = ids[:, 1:].flatten()
     total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
     # A batch may hold no target at all: a shard's last sequence can be one token long.
@@ -105,12 +132,12 @@ def held_out(blocks: list[Block], length: int, count: int, seed: int) -> np.ndar
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, sequences: np.ndarray, batch_size: int) -> float:
+def evaluate(model: Transformer, sequences: np.ndarray, batch_size: int, separator: Separator | None = None) -> float:
     """The mean loss a token over held-out sequences."""
     total, tokens = 0.0, 0
     for at in range(0, len(sequences), batch_size):
         batch = sequences[at : at + batch_size]
-        total += loss_of(model, batch, "sum").item()
+        total += loss_of(model, batch, "sum", separator).item()
         tokens += int((batch[:, 1:] != IGNORE).sum())
     return total / max(1, tokens)
 
@@ -163,6 +190,7 @@ class Pretraining:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = self._new().to(self.device)
         self.optimizer = optimizer_for(self.model, recipe.optimizer)
+        self.separator = separator_of(recipe, data)
         self.stream = Stream(data.training, data.sequence_length, recipe.data)
         self.held_out = held_out(
             data.evaluation, data.sequence_length, recipe.train.evaluation_sequences, recipe.data.seed
@@ -226,7 +254,9 @@ class Pretraining:
                     raise Stopped(self.step, caught[0])
 
     def _evaluate(self) -> float | None:
-        return evaluate(self.model, self.held_out, self.recipe.train.batch_size) if len(self.held_out) else None
+        if not len(self.held_out):
+            return None
+        return evaluate(self.model, self.held_out, self.recipe.train.batch_size, self.separator)
 
     def _step(self) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -236,7 +266,7 @@ class Pretraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         routings: list[Routing] = []
-        loss = loss_of(self.model, batch, "mean", routings)
+        loss = loss_of(self.model, batch, "mean", self.separator, routings)
         total, experts = loss, dict.fromkeys(EXPERT_METRICS)
         if routings:
             real = torch.from_numpy(batch[:, :-1] != IGNORE).flatten().to(loss.device)

@@ -6,12 +6,11 @@ Shapes in comments: B sequences, T tokens, C hidden size, H query heads, G key/v
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import Documents, Plan, plan
 from model.config import ModelConfig
 from model.moe import MLP, Experts, MoE, Router, Routing
 
@@ -45,36 +44,6 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """The turn of each pair of dimensions by one position, in radians: float32 [D/2].
-
-    Pair i turns by theta^(-2i/D) (arXiv 2104.09864). `llama3` divides those whose wavelength is above the original
-    length / low by the factor, keeps those below the original length / high, and mixes the two between (Llama 3.1's
-    reference code).
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
-    if config.rope_type == "llama3":
-        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
-        turns = config.original_max_position_embeddings * frequencies / (2 * math.pi)  # in the original length
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        frequencies = (kept + (1 - kept) / config.rope_factor) * frequencies
-    return frequencies
-
-
-def rope(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [T, D] of the rotation of each position."""
-    angles = positions.float()[:, None] * rope_frequencies(config).to(positions.device)[None]
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate [B, heads, T, D]; the pair of dimension i is i + D/2 (the layout of Hugging Face's weights)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine.to(x.dtype) + torch.cat([-second, first], dim=-1) * sine.to(x.dtype)
-
-
 class Attention(nn.Module):
     """Causal self-attention; each key/value head serves H / G query heads."""
 
@@ -93,20 +62,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, groups * dim, bias=bias)
         self.o_proj = nn.Linear(heads * dim, size, bias=False)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, attend: Plan, cache: Cache | None) -> Tensor:
         batch, length, _ = x.shape
-        q = rotate(self.q_proj(x).view(batch, length, self.heads, self.dim).transpose(1, 2), *turn)
-        k = rotate(self.k_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2), *turn)
+        q = self.q_proj(x).view(batch, length, self.heads, self.dim).transpose(1, 2)
+        k = attend.keys(self.k_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2))
         v = self.v_proj(x).view(batch, length, self.groups, self.dim).transpose(1, 2)
         if cache is not None:
             k, v = cache.add(self.layer, k, v)
-        k = k.repeat_interleave(self.heads // self.groups, dim=1)
-        v = v.repeat_interleave(self.heads // self.groups, dim=1)
-        before = k.shape[2] - length
-        mask = None
-        if before and length > 1:  # new tokens see all before them, and each other causally
-            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(before)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not before)
+        y = attend(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -120,8 +83,8 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], cache: Cache | None) -> tuple[Tensor, Routing | None]:
-        x = x + self.self_attn(self.input_layernorm(x), turn, cache)
+    def forward(self, x: Tensor, attend: Plan, cache: Cache | None) -> tuple[Tensor, Routing | None]:
+        x = x + self.self_attn(self.input_layernorm(x), attend, cache)
         inner = self.mlp(self.post_attention_layernorm(x))
         y, routing = inner if isinstance(self.mlp, MoE) else (inner, None)
         return x + y, routing
@@ -137,12 +100,19 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, routings: list[Routing] | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        documents: Documents | None = None,
+        routings: list[Routing] | None = None,
+    ) -> Tensor:
+        """`routings` is given what each layer of experts decided."""
         before = cache.length if cache is not None else 0
-        turn = rope(self.config, torch.arange(before, before + ids.shape[1], device=ids.device))
+        attend = plan(self.config, ids.shape[1], before, documents, ids.device)
         x = self.embed_tokens(ids)
         for layer in self.layers:
-            x, routing = layer(x, turn, cache)
+            x, routing = layer(x, attend, cache)
             if routings is not None and routing is not None:
                 routings.append(routing)
         if cache is not None:
@@ -161,8 +131,14 @@ class Transformer(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, routings: list[Routing] | None = None) -> Tensor:
-        return self.lm_head(self.model(ids, cache, routings))
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        documents: Documents | None = None,
+        routings: list[Routing] | None = None,
+    ) -> Tensor:
+        return self.lm_head(self.model(ids, cache, documents, routings))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf, save_hf
-from model.config import ModelConfig, load_recipe, preset
+from model.config import ModelConfig, load_recipe, preset, section
 from model.generate import generate
 from model.moe import Experts, Routing, balance_loss, expert_load
 from model.presets import PRESETS
-from model.transformer import Transformer, rope_frequencies
+from model.rope import RopeScaling, frequencies
+from model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
 
@@ -30,10 +31,8 @@ MOE = SMALL | {
 }
 LLAMA3 = {
     "model_type": "llama",
-    "rope_type": "llama3",
     "rope_theta": 1e3,
-    "rope_factor": 8.0,
-    "original_max_position_embeddings": 32,
+    "rope_scaling": RopeScaling(rope_type="llama3", factor=8.0, original_max_position_embeddings=32),
 }
 FORMS = {
     "moe": MOE | {"tie_word_embeddings": False},
@@ -224,12 +223,12 @@ def test_balance_loss_and_load() -> None:
 
 def test_llama3_frequencies() -> None:
     """Fast rotations stay, slow ones are divided by the factor, and all are theirs."""
-    options = preset("llama-3.1-8b")
-    frequencies = rope_frequencies(ModelConfig(**options))
-    plain = rope_frequencies(ModelConfig(**options | {"rope_type": "default"}))
+    scaling = RopeScaling(**preset("llama-3.1-8b")["rope_scaling"])
+    found, _ = frequencies(128, 5e5, scaling, 131072)
+    plain, _ = frequencies(128, 5e5, None, 131072)
     wavelength = 2 * torch.pi / plain
-    assert torch.equal(frequencies[wavelength < 2048], plain[wavelength < 2048])
-    assert torch.allclose(frequencies[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-6)
+    assert torch.equal(found[wavelength < 2048], plain[wavelength < 2048])
+    assert torch.allclose(found[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-6)
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = transformers.LlamaConfig(
         hidden_size=4096,
@@ -240,7 +239,7 @@ def test_llama3_frequencies() -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    assert torch.allclose(frequencies, expected, rtol=1e-6)
+    assert torch.allclose(found, expected, rtol=1e-6)
 
 
 # All parameters, of released weights: the sizes of their safetensors files; the activated ones as model cards say them.
@@ -271,7 +270,7 @@ ACTIVATED = {"qwen2-57b-a14b": 14.2e9, "qwen1.5-moe-a2.7b": 2.7e9}
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_published_size(name: str) -> None:
-    config = ModelConfig(**preset(name))
+    config = section("model", ModelConfig, preset(name), "the preset")
     config.check()
     with torch.device("meta"):
         model = Transformer(config)
@@ -292,7 +291,6 @@ def test_a_preset_gives_what_the_recipe_does_not_say(tmp_path: Path) -> None:
         "model_type=llama": "only model_type = 'qwen2_moe' has experts",
         "decoder_sparse_step=0": "decoder_sparse_step = 0: must be above 0",
         "mlp_only_layers=['a']": "mlp_only_layers",
-        "rope_type=linear": "must be one of 'default', 'llama3'",
     }
     for word, message in bad.items():
         with pytest.raises(FactoryError, match=message):
