@@ -115,6 +115,8 @@ def load_hf(folder: str | Path) -> Transformer:
         given = json.loads((folder / "config.json").read_text("utf-8"))
     except FileNotFoundError:
         raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
+    except ValueError as error:
+        raise FactoryError(f"{folder}/config.json: not valid JSON: {error}") from error
     config = _config(folder, given)
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Transformer(config)
@@ -215,6 +217,7 @@ def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
     names = STORED + (STORED_MOE if kind == "qwen2_moe" else ())
     values = {name: given[name] for name in names if given.get(name) is not None}
     values.setdefault("tie_word_embeddings", False)  # their own defaults, where a file leaves them out
+    values.setdefault("max_position_embeddings", 2048 if kind == "llama" else 32768)
     values.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
     for name in NEEDED + (STORED_MOE[:4] if kind == "qwen2_moe" else ()):
         if name not in values:

@@ -7,6 +7,7 @@ be given on the command line as `key=value` (or `section.key=value`) and then wi
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -297,12 +298,24 @@ def _check(recipe: TrainRecipe) -> None:
         "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every"),
         "data": ("shuffle_tokens",),
         "optimizer": ("learning_rate", "clip", "epsilon"),
+        "model": ("rms_norm_eps", "rope_theta"),
     }
-    for name, keys in positive.items():
-        for key in keys:
-            value = getattr(getattr(recipe, name), key)
-            if value <= 0:
-                raise FactoryError(f"{name}.{key} = {value}: must be above 0")
+    not_negative = {
+        "train": ("seed", "threads"),
+        "data": ("seed",),
+        "optimizer": ("warmup_steps", "weight_decay"),
+        "model": ("vocab_size", "initializer_range"),
+    }
+    for name in SECTIONS:
+        part = getattr(recipe, name)
+        for one in dataclasses.fields(part):
+            value = getattr(part, one.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FactoryError(f"{name}.{one.name} = {value}: must be a number")
+            if one.name in positive[name] and value <= 0:
+                raise FactoryError(f"{name}.{one.name} = {value}: must be above 0")
+            if one.name in not_negative[name] and value < 0:
+                raise FactoryError(f"{name}.{one.name} = {value}: must not be negative")
     shares = (
         ("data.evaluation_share", recipe.data.evaluation_share),
         ("optimizer.decay_share", recipe.optimizer.decay_share),
@@ -311,5 +324,15 @@ def _check(recipe: TrainRecipe) -> None:
     for where, value in shares:
         if not 0 <= value <= 1:
             raise FactoryError(f"{where} = {value}: must lie between 0 and 1")
+    rates = recipe.optimizer
+    for where, value in (("beta1", rates.beta1), ("beta2", rates.beta2)):
+        if not 0 <= value < 1:
+            raise FactoryError(f"optimizer.{where} = {value}: must be at least 0 and below 1")
+    falling = round(rates.decay_share * recipe.train.steps)
+    if rates.schedule == "wsd" and rates.warmup_steps + falling > recipe.train.steps:
+        raise FactoryError(
+            f"optimizer.warmup_steps = {rates.warmup_steps} and a decay of {falling} steps are more than "
+            f"train.steps = {recipe.train.steps}"
+        )
     if recipe.data.evaluation_share > 0.5:
         raise FactoryError(f"data.evaluation_share = {recipe.data.evaluation_share}: at most 0.5, the rest trains")

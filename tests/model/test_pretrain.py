@@ -206,6 +206,14 @@ def test_learning_rates() -> None:
         ("final_share=2", r"optimizer\.final_share = 2\.0: must lie between 0 and 1"),
         ("steps", r"not of the form key=value"),
         ("vocab_size=100", r"vocab_size = 100, but the tokenizer of .* has 320 ids"),
+        ("beta1=1.5", r"optimizer\.beta1 = 1\.5: must be at least 0 and below 1"),
+        ("learning_rate=nan", r"optimizer\.learning_rate = nan: must be a number"),
+        ("weight_decay=-1.0", r"optimizer\.weight_decay = -1\.0: must not be negative"),
+        ("initializer_range=-1.0", r"model\.initializer_range = -1\.0: must not be negative"),
+        ("rms_norm_eps=0.0", r"model\.rms_norm_eps = 0\.0: must be above 0"),
+        ("data.seed=-1", r"data\.seed = -1: must not be negative"),
+        ("threads=-2", r"train\.threads = -2: must not be negative"),
+        ("vocab_size=-5", r"model\.vocab_size = -5: must not be negative"),
         ("train.sample_prompt=", r"a prompt of 0 tokens"),
         ("max_position_embeddings=16", r"sequences of 32 tokens, but model\.max_position_embeddings is 16"),
     ],
@@ -260,3 +268,8 @@ def test_curve_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert "step 100/200  loss 3.000  held-out 4.000" in told and told.count("\n") == 2
     assert clock(65) == "1:05" and clock(7384) == "2:03:04"
+
+
+def test_a_decay_that_begins_in_the_warm_up_is_refused(recipe: Path) -> None:
+    with pytest.raises(FactoryError, match=r"more than train\.steps = 40"):
+        load_recipe(recipe, ["data=x", "schedule=wsd", "warmup_steps=30", "decay_share=0.5"])
