@@ -108,9 +108,8 @@ class _Experts(torch.autograd.Function):
         dshare = (dh * h).sum(dim=1)
         ddown = F.grouped_mm(dy.t(), h.mul_(share), offs=ends)
         dh.mul_(share)
-        dinner = torch.empty_like(inner)
-        torch.mul(dh, silu, out=dinner[:, gate.shape[1] :])
-        torch.ops.aten.silu_backward.grad_input(dh.mul_(up), gate, grad_input=dinner[:, : gate.shape[1]])
+        dup = dh * silu
+        dinner = torch.cat([torch.ops.aten.silu_backward(dh.mul_(up), gate), dup], dim=1)
         dgate_up = F.grouped_mm(dinner.t(), x.index_select(0, tokens), offs=ends)
         dx = _sum(F.grouped_mm(dinner, gate_up, offs=ends), back, weights.shape[1])
         return dx, None, None, dshare[back].view_as(weights), dgate_up, ddown

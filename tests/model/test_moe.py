@@ -316,3 +316,11 @@ def test_checkpoints_of_other_form_are_refused(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(description | {name: value}))
         with pytest.raises(FactoryError, match=message):
             load_hf(tmp_path)
+
+
+def test_experts_in_bfloat16_compile_without_a_break() -> None:
+    model, tokens = build(FORMS["moe"] | {"num_hidden_layers": 1}), ids(2, 40)
+    half = build(FORMS["moe"] | {"num_hidden_layers": 1}).bfloat16()
+    assert relative(half(tokens).float(), model(tokens)) < 0.1
+    found = torch._dynamo.explain(half)(tokens)
+    assert found.graph_count == 1 and found.graph_break_count == 0
