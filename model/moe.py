@@ -103,14 +103,15 @@ class _Experts(torch.autograd.Function):
         gate, up = inner.chunk(2, dim=1)
         dy = dy.contiguous().index_select(0, tokens)
         dh = F.grouped_mm(dy, down, offs=ends)
-        silu = F.silu(gate)
-        h = silu * up
-        dshare = (dh * h).sum(dim=1)
+        h = F.silu(gate).mul_(up)
+        dshare = torch.linalg.vecdot(dh, h)
         ddown = F.grouped_mm(dy.t(), h.mul_(share), offs=ends)
+        del dy, h  # these tensors make the peak of memory
         dh.mul_(share)
         dinner = torch.empty_like(inner)
-        torch.mul(dh, silu, out=dinner[:, gate.shape[1] :])
-        torch.ops.aten.silu_backward.grad_input(dh.mul_(up), gate, grad_input=dinner[:, : gate.shape[1]])
+        dinner[:, gate.shape[1] :].copy_(dh).mul_(F.silu(gate))
+        dinner[:, : gate.shape[1]] = torch.ops.aten.silu_backward(dh.mul_(up), gate)
+        del dh
         dgate_up = F.grouped_mm(dinner.t(), x.index_select(0, tokens), offs=ends)
         dx = _sum(F.grouped_mm(dinner, gate_up, offs=ends), back, weights.shape[1])
         return dx, None, None, dshare[back].view_as(weights), dgate_up, ddown
