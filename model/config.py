@@ -124,7 +124,7 @@ class DataConfig:
     """Sequences are shuffled among about so many tokens, which are held in memory (4 bytes a token)."""
     documents: Literal["joined", "masked", "restarted"] = "joined"
     """What a token sees of a packed sequence. `joined`: all before it, other documents too (UltraLong); `masked`: only
-    its own document, while positions run on (transformers' default, and what a block mask gives); `restarted`: and
+    its own document, while positions run on (as in transformers, unless it is given position_ids); `restarted`: and
     positions begin at 0 in each document. The last two differ only with dual chunk attention."""
 
 

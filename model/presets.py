@@ -2,6 +2,10 @@
 
 Widths, heads and vocabularies are those of the base models' config.json on Hugging Face (Qwen2 technical report, arXiv
 2407.10671, Table 1; Qwen2.5, arXiv 2412.15115, Table 1; Llama 3, arXiv 2407.21783, Table 3).
+
+Parameter counts are tested against the published ones; they do not show a wrong `rms_norm_eps` or
+`max_position_embeddings`. Those of Qwen2.5 3B, 7B, 14B and 32B, Qwen2 57B-A14B, Llama 3.1 8B and Llama 3.2 3B were
+compared with the published files; of the others load the released config.json where it matters.
 """
 
 from __future__ import annotations

@@ -55,6 +55,19 @@ def test_a_benchmark_prints_its_table(data, name):
     assert "MB" in benchmark(name)
 
 
+@pytest.mark.slow
+def test_positions_beyond_the_trained_length(tmp_path):
+    """Copying at four times the trained length: plain RoPE and interpolation fail, YaRN and dual chunks do not."""
+    printed = benchmark("length", "--tasks", "copy", "--sequences", "100")
+    rows = {
+        line[:22].strip(): [float(x) for x in line[22:].split()[:4]] for line in printed.splitlines() if "0." in line
+    }
+    four = {way: row[2] for way, row in rows.items() if len(row) == 4}
+    assert rows["plain RoPE"][0] > 0.98
+    assert max(four["plain RoPE"], four["interpolation"]) < 0.4
+    assert four["YaRN"] > 0.8 and min(four["DCA"], four["DCA + YaRN's scaling"]) > 0.7
+
+
 def test_every_benchmark_is_listed():
     page = (REPOSITORY / "benchmarks" / "README.md").read_text()
     for path in sorted(Path(REPOSITORY / "benchmarks").glob("*.py")):
