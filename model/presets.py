@@ -52,6 +52,15 @@ def _llama(factor: float, *shape: Any) -> dict[str, Any]:
     )
 
 
+_MILLION: dict[str, Any] = {
+    "rope_theta": 1e7,
+    "dual_chunk_attention_config": {
+        "chunk_size": 262144,
+        "local_size": 8192,
+        "original_max_position_embeddings": 262144,
+    },
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "qwen2-0.5b": _qwen2(24, 14, 2, 896, 4864, 151936, 131072, 1e-6, True),
     "qwen2-1.5b": _qwen2(28, 12, 2, 1536, 8960, 151936, 131072, 1e-6, True),
@@ -66,8 +75,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen2.5-14b": _qwen2(48, 40, 8, 5120, 13824, 152064, 131072, 1e-5, False),
     "qwen2.5-32b": _qwen2(64, 40, 8, 5120, 27648, 152064, 131072, 1e-5, False),
     "qwen2.5-72b": _qwen2(80, 64, 8, 8192, 29568, 152064, 131072, 1e-5, False),
-    "qwen2.5-7b-1m": _qwen2(28, 28, 4, 3584, 18944, 152064, 1010000, 1e-5, False, rope_theta=1e7),
-    "qwen2.5-14b-1m": _qwen2(48, 40, 8, 5120, 13824, 152064, 1010000, 1e-5, False, rope_theta=1e7),
+    "qwen2.5-7b-1m": _qwen2(28, 28, 4, 3584, 18944, 152064, 1010000, 1e-5, False, **_MILLION),
+    "qwen2.5-14b-1m": _qwen2(48, 40, 8, 5120, 13824, 152064, 1010000, 1e-5, False, **_MILLION),
     "llama-3.1-8b": _llama(8.0, 32, 32, 8, 4096, 14336, 128256, 131072, 1e-5, False),
     "llama-3.1-70b": _llama(8.0, 80, 64, 8, 8192, 28672, 128256, 131072, 1e-5, False),
     "llama-3.1-405b": _llama(8.0, 126, 128, 8, 16384, 53248, 128256, 131072, 1e-5, False),
