@@ -24,9 +24,8 @@ from factory.engine.manifest import Manifest
 from factory.engine.plan import Plan
 from factory.engine.progress import Progress
 from factory.engine.recipe import Recipe
-from factory.engine.stage import Stage
+from factory.engine.stage import Stage, has_rows, is_done
 from factory.engine.step import Context, Gather
-from factory.engine.task import has_rows, is_done
 
 LEAST_MEMORY = 192 << 20
 

@@ -112,6 +112,12 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def with_column(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
+    """The batch with a column added, or replaced where there is one of that name."""
+    at = batch.schema.get_field_index(name)
+    return batch.append_column(name, column) if at < 0 else batch.set_column(at, name, column)
+
+
 def read_batches(url: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """A shard's row groups as single-chunk batches of the schema. FactoryError names a file that is not Parquet."""
     fs, path = files.locate(url)

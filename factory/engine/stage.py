@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from factory.engine import files, shard
+from factory.engine import files, gather, shard
 from factory.engine.gather import Decided
+from factory.engine.receipt import receipt_path
 from factory.engine.recipe import located, make_step
 from factory.engine.step import Context, Filter, Gather, Map, Memo, Regroup, Split, Step
 
@@ -100,6 +101,21 @@ class Stage:
 
     def context(self) -> Context:
         return Context(self.root, self.artifacts)
+
+
+def has_rows(stage: Stage, number: int) -> bool:
+    """Whether a task's shards are there, with a receipt, and are those that it would write now."""
+    path = receipt_path(stage.folder, number)
+    if not files.exists(path):
+        return False
+    receipt = files.read_json(path)
+    whole = all(files.exists(files.join(stage.folder, output["path"])) for output in receipt["outputs"])
+    return whole and receipt["emit_failed"] in (None, stage.gather)
+
+
+def is_done(stage: Stage, number: int) -> bool:
+    """Whether nothing of a task is left to do: its rows are there, and what they contribute to the Gather after."""
+    return has_rows(stage, number) and (stage.emits is None or files.exists(gather.emitted_done(stage.emitted, number)))
 
 
 def label(use: str) -> str:

@@ -16,7 +16,7 @@ from factory.engine.errors import FactoryError
 from factory.engine.guard import Guard, Suspicion
 from factory.engine.outputs import Outputs, Rows, thin
 from factory.engine.receipt import Meter, StepCount, receipt_path, steps_to_json, totals
-from factory.engine.stage import FAILED, Entry, Opened, Stage, annotation
+from factory.engine.stage import FAILED, Entry, Opened, annotation, has_rows, is_done
 from factory.engine.step import Failure, Filter, Gather, Map, Mapped, Memo, Regroup, Seam, Source, Step
 
 BATCH_BYTES = 16 << 20
@@ -200,7 +200,7 @@ class StageTask:
             at[np.flatnonzero(mask)] = np.arange(len(mine))
             take = pa.array(at, mask=at < 0)
             for name, column in more.items():
-                batch = with_column(batch, annotation(self.stage.applied, name), column.take(take))
+                batch = shard.with_column(batch, annotation(self.stage.applied, name), column.take(take))
             return batch
         self._write_dropped(count, batch, mask, more)
         memo.alive &= ~mask
@@ -228,7 +228,7 @@ class StageTask:
                 memo.alive[[row for row, _ in bad]] = False
             if self.stage.annotate:
                 said = pa.nulls(result.num_rows, pa.string()) if outcome.reasons is None else outcome.reasons
-                result = with_column(result, annotation(entry, "reason"), said.cast(pa.string()))
+                result = shard.with_column(result, annotation(entry, "reason"), said.cast(pa.string()))
             elif outcome.reasons is not None:
                 mask = pc.is_valid(outcome.reasons).to_numpy(zero_copy_only=False) & memo.alive
                 shown = outcome.given
@@ -329,7 +329,7 @@ class StageTask:
         count.reasons.update(shard.counts(more["reason"]))
         out = batch.filter(pa.array(mask))
         for name, column in {"step": pa.array([count.use] * rows, pa.string()), **more}.items():
-            out = with_column(out, name, column)
+            out = shard.with_column(out, name, column)
         self.dropped.write(thin(out, self.stage.dropped_policy, self.dropped.schema))
 
     def _fail(
@@ -372,27 +372,6 @@ class StageTask:
         self.failures = []
 
 
-def has_rows(stage: Stage, number: int) -> bool:
-    """Whether a task's shards are there, with a receipt, and are those that it would write now."""
-    path = receipt_path(stage.folder, number)
-    if not files.exists(path):
-        return False
-    receipt = files.read_json(path)
-    whole = all(files.exists(files.join(stage.folder, output["path"])) for output in receipt["outputs"])
-    return whole and receipt["emit_failed"] in (None, stage.gather)
-
-
-def is_done(stage: Stage, number: int) -> bool:
-    """Whether nothing of a task is left to do: its rows are there, and what they contribute to the Gather after."""
-    return has_rows(stage, number) and (stage.emits is None or files.exists(gather.emitted_done(stage.emitted, number)))
-
-
-def with_column(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
-    """The batch with a column added, or replaced where there is one of that name."""
-    at = batch.schema.get_field_index(name)
-    return batch.append_column(name, column) if at < 0 else batch.set_column(at, name, column)
-
-
 def _measured(step: Map | Filter, entry: Entry) -> Callable[[pa.RecordBatch, Memo], Mapped]:
     """A step's call that also gives the numbers by which it decides, for an annotated run."""
 
@@ -404,7 +383,7 @@ def _measured(step: Map | Filter, entry: Entry) -> Callable[[pa.RecordBatch, Mem
             result = Mapped(batch, result)
         out = result.batch
         for name, column in step.measures(batch, memo).items():
-            out = with_column(out, annotation(entry, name), column)
+            out = shard.with_column(out, annotation(entry, name), column)
         return dataclasses.replace(result, batch=out)
 
     return call
