@@ -222,10 +222,10 @@ class StageTask:
             failed = [(row, why) for row, why in outcome.failed if alive[row]]
             self._fail(count, batch, failed)
             if outcome.errors is not None:
-                errors = pc.fill_null(outcome.errors, "").to_pylist()
-                bad = [(row, errors[row]) for row in np.flatnonzero(pc.is_valid(outcome.errors)) if memo.alive[row]]
-                self._fail(count, outcome.given, [(int(row), why) for row, why in bad])
-                memo.alive[[row for row, _ in bad]] = False
+                bad = np.flatnonzero(outcome.errors.is_valid().to_numpy(zero_copy_only=False) & memo.alive)
+                why = outcome.errors.take(pa.array(bad)).to_pylist()
+                self._fail(count, outcome.given, list(zip(bad.tolist(), why, strict=True)))
+                memo.alive[bad] = False
             if self.stage.annotate:
                 said = pa.nulls(result.num_rows, pa.string()) if outcome.reasons is None else outcome.reasons
                 result = shard.with_column(result, annotation(entry, "reason"), said.cast(pa.string()))
