@@ -122,6 +122,11 @@ def export(root: str) -> None:
     """Write catalog.duckdb: the same views in a file, for other tools; replaced whole."""
     if not files.is_local(root):
         return
-    target = os.path.join(files.locate(root)[1], "catalog.duckdb")
-    with files.aside(target) as scratch, duckdb.connect(scratch) as connection:
-        create_views(connection, root)
+    folder = files.locate(root)[1]
+    target = os.path.join(folder, "catalog.duckdb")
+    with files.locked(os.path.join(folder, ".stages", "catalog.lock")):
+        for name in os.listdir(folder):  # what a killed export left, with its write-ahead log
+            if name.startswith(".catalog.duckdb."):
+                os.remove(os.path.join(folder, name))
+        with files.aside(target) as scratch, duckdb.connect(scratch) as connection:
+            create_views(connection, root)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -183,6 +185,21 @@ def remove_leftovers(url: str) -> None:
             for name in [n for n in names if n.endswith(TEMPORARY)]:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(os.path.join(folder, name))
+
+
+@contextlib.contextmanager
+def locked(path: str, waiting: str = "") -> Iterator[None]:
+    """Hold a lock file of the local file system, after the line `waiting` where another process holds it. Released
+    however the process ends."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if waiting:
+                print(waiting, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def digest(value: Any) -> str:

@@ -106,15 +106,8 @@ def _lock(options: Options, planned: Plan) -> Iterator[None]:
     if not files.is_local(options.root):
         yield
         return
-    import fcntl
-
     path = os.path.join(files.locate(options.root)[1], ".stages", "lock")
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print(f"{planned.dataset}: waiting for another run in {options.root} to end", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with files.locked(path, f"{planned.dataset}: waiting for another run in {options.root} to end"):
         files.remove_leftovers(os.path.dirname(path))
         files.remove_leftovers(files.join(options.root, planned.dataset))
         yield

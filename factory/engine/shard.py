@@ -124,17 +124,25 @@ def read_batches(url: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     try:
         with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group).select(schema.names).cast(schema).combine_chunks()
+                table = file.read_row_group(group, use_threads=False).select(schema.names).cast(schema).combine_chunks()
                 yield from table.to_batches()
     except pa.ArrowInvalid as error:
         raise FactoryError(f"{url}: not a readable Parquet shard ({error}): remove it and run again") from error
 
 
+def read_columns(url: str, columns: list[str]) -> pa.Table:
+    """Some columns of a shard.
+
+    Without Arrow's threads: one that lets go of a Python file while the interpreter ends aborts the process.
+    """
+    fs, path = files.locate(url)
+    with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
+        return file.read(columns, use_threads=False)
+
+
 def read_column(url: str, column: str, type_: pa.DataType) -> pa.Array:
     """One column of a shard as a single array."""
-    fs, path = files.locate(url)
-    with fs.open(path, "rb") as handle:
-        chunked = pq.read_table(handle, columns=[column]).column(0).cast(type_).combine_chunks()
+    chunked = read_columns(url, [column]).column(0).cast(type_).combine_chunks()
     return chunked.chunk(0) if isinstance(chunked, pa.ChunkedArray) else chunked
 
 
@@ -152,7 +160,7 @@ def rewrite(source: str, target: str, schema: pa.Schema) -> None:
     fs, path = files.locate(source)
     with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file, files.aside(target) as scratch:
         writer = ShardWriter(scratch, schema, FAST)
-        for batch in file.iter_batches():
+        for batch in file.iter_batches(use_threads=False):
             writer.write(batch)
         writer.close()
 

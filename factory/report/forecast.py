@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
-from factory.engine import files, manifest
+from factory.engine import files, manifest, shard
 from factory.engine.errors import FactoryError
 from factory.engine.plan import Plan
 
@@ -55,9 +53,7 @@ def measured(root: str) -> Measured:
         if dataset.annotated:  # where every filter keeps all
             continue
         path = files.join(dataset.folder, "receipts", "receipts.parquet")
-        fs, local = files.locate(path)
-        with fs.open(local, "rb") as file:
-            total = pq.read_table(file, columns=["stage", "cpu_seconds", "bytes_in"]).to_pydict()
+        total = shard.read_columns(path, ["stage", "cpu_seconds", "bytes_in"]).to_pydict()
         in_steps = -sum(one["cpu_seconds"] for one in dataset.exchanges)  # which no receipt counts
         for step in dataset.funnel:
             rate = found.steps.setdefault(step["use"], Rate())

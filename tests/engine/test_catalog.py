@@ -77,7 +77,10 @@ def test_a_wrong_name_is_answered_with_the_nearest(root):
 
 
 def test_the_export_opens_in_plain_duckdb_and_is_replaced_while_it_is_open(root):
+    left = Path(root, ".catalog.duckdb.0123.tmp")
+    left.write_bytes(b"of a killed export")
     catalog.export(root)
+    assert not left.exists()
     reader = duckdb.connect(f"{root}/catalog.duckdb", read_only=True)
     expected = rows(root, "select count(*) from a")
     assert reader.execute("select count(*) from a").fetchall() == expected
