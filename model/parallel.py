@@ -1,0 +1,235 @@
+"""Training on several processes: who they are, how the model is shared out (FSDP2), how long sequences are split.
+
+`torchrun -m model.train …` starts the processes; each takes its part of every global batch. Losses and gradients are
+sums over tokens, divided by the tokens of the whole batch, so that any number of processes computes the same step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from factory.engine.errors import FactoryError
+from model.config import ModelConfig
+from model.transformer import Transformer
+
+# A process that is gone is noticed at once where its connections break; one that hangs, after this time.
+TIMEOUT = datetime.timedelta(minutes=10)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The ranks of `group` share each sequence: rank r of n has the parts r and 2n - 1 - r of its 2n equal parts, so
+    that causal attention costs each the same (Llama 3, arXiv 2407.21783, §3.3.2; there too keys and values are
+    gathered, which grouped queries make few)."""
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
+
+    def part(self, x: Tensor, dim: int = -1) -> Tensor:
+        """This rank's part of whole sequences."""
+        parts = x.chunk(2 * self.size, dim)
+        return torch.cat([parts[self.rank], parts[-1 - self.rank]], dim)
+
+    def whole(self, x: Tensor, dim: int) -> Tensor:
+        """The whole of what each rank has its part of. A gradient comes back as the sum over all ranks."""
+        early, late = collectives.all_gather_single_autograd(x[None].contiguous(), 0, self.group).chunk(2, dim + 1)
+        return torch.cat([*early.unbind(), *late.flip(0).unbind()], dim)
+
+    def spans(self, length: int) -> list[tuple[int, int]]:
+        """Begin and end, in a sequence of `length`, of this rank's two parts."""
+        size = length // (2 * self.size)
+        return [(place * size, (place + 1) * size) for place in (self.rank, 2 * self.size - 1 - self.rank)]
+
+
+@dataclass
+class World:
+    """The processes of a training, and which of them this is.
+
+    `context` successive ranks share the sequences of one part of the batch; `part` of `parts` is this rank's part.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    context: Context | None = None
+    saving: dist.ProcessGroup | None = None
+    """Another group of all ranks, for what a thread says while training goes on."""
+
+    @classmethod
+    def begin(cls, context: int = 1) -> World:
+        """As torchrun's environment says; without it, one process, which opens no connection."""
+        world = cls()
+        if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            world.rank, world.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            if world.device.type == "cuda":
+                world.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(world.device)
+            dist.init_process_group(world._backend(), timeout=TIMEOUT)
+            world.saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        if world.size % context:
+            raise FactoryError(
+                f"train.context_parallel = {context}: {world.size} processes cannot be split into groups of so many"
+            )
+        if context > 1:
+            mesh = init_device_mesh(world.device.type, (world.size // context, context))
+            world.context = Context(mesh.get_group(1), mesh.get_local_rank(1), context)
+        return world
+
+    def _backend(self) -> str:
+        return "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+
+    @property
+    def parts(self) -> int:
+        return self.size // (self.context.size if self.context else 1)
+
+    @property
+    def part(self) -> int:
+        return self.rank // (self.context.size if self.context else 1)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes the files and speaks to the user."""
+        return self.rank == 0
+
+    def mesh(self) -> DeviceMesh:
+        """All ranks in one row. One process gets a group of itself, through memory."""
+        if not dist.is_initialized():
+            dist.init_process_group(self._backend(), store=dist.HashStore(), rank=0, world_size=1)
+        return init_device_mesh(self.device.type, (self.size,))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, without gradient."""
+        values = values.detach()
+        if self.size == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    def sums(self, *values: float) -> list[float]:
+        """Sums over all ranks, in double precision."""
+        return self.sum(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def together(self, work: Callable[[], T]) -> T | None:
+        """Rank 0 does it, the others wait and get None; its FactoryError is raised on every rank."""
+        if self.size == 1:
+            return work()
+        result, told = None, [""]
+        if self.first:
+            try:
+                result = work()
+            except FactoryError as error:
+                told = [str(error)]
+        dist.broadcast_object_list(told, group=self.saving)
+        if told[0]:
+            raise FactoryError(told[0])
+        return result
+
+    def says(self, message: str) -> bool:
+        """Whether this rank is the first with this message: what all ranks meet with is said once."""
+        if self.size == 1:
+            return True
+        try:
+            return dist.distributed_c10d._get_default_store().add(f"said {message}", 1) == 1
+        except (dist.DistError, RuntimeError):  # nobody left to ask
+            return True
+
+    def end(self) -> None:
+        """Leave the group; another may begin in this process."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that the connection to another process broke."""
+    # gloo raises a plain RuntimeError, and a save in its thread wraps it.
+    return isinstance(error, dist.DistError) or (not isinstance(error, FactoryError) and "gloo" in str(error))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the layers compute."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: layers compute in it; weights, their gradients' sums and the optimizer stay in float32."""
+    compile: bool = False
+    checkpoint_activations: bool = False
+    """Keep each layer's input alone and compute the rest again on the way back: less memory, a third more work."""
+
+
+def build(config: ModelConfig, world: World, plan: Plan, whole: Callable[[], Transformer] | None = None) -> Transformer:
+    """A model that computes as `plan` says, each layer sharded on its own and the rest together (FSDP2).
+
+    `whole` makes it with its weights in float32; None leaves them to be read from a checkpoint. Of several processes
+    only rank 0 calls it and holds the whole in host memory for that time; each tensor is sent to all, who keep their
+    shard. One process in float32 has no shards.
+    """
+    if world.size == 1 and plan.dtype == "float32":
+        model = (whole() if whole is not None else Transformer(config)).to(world.device)
+        _layers(model, plan)
+    else:
+        with torch.device("meta"):
+            model = Transformer(config)
+        _layers(model, plan)
+        _shard(model, world, plan)
+        weights = world.together(lambda: whole().state_dict()) if whole is not None else None
+        model.to_empty(device=world.device)
+        if whole is not None:
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=world.size > 1)
+            set_model_state_dict(model, weights or {}, options=options)
+    model.model.context = world.context
+    return model
+
+
+def _layers(model: Transformer, plan: Plan) -> None:
+    # The layers keep their names and hooks: what changes is the function alone.
+    for layer in model.model.layers:
+        if plan.checkpoint_activations:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        if plan.compile:
+            layer.forward = torch.compile(layer.forward)
+
+
+def _shard(model: Transformer, world: World, plan: Plan) -> None:
+    policy = MixedPrecisionPolicy()
+    if plan.dtype == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mesh = world.mesh()
+    for module in (*model.model.layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+        # Gradients are summed, not averaged: each rank's loss is its part of the batch's.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+@contextlib.contextmanager
+def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients of all but the last part of a batch stay on their rank."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+    yield
+
+
+def clip(model: nn.Module, limit: float) -> Tensor:
+    """Cut the gradient to a norm; returns what the norm was."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
