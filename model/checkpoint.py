@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from factory.engine.errors import FactoryError
-from factory.engine.files import aside
 from model.attention import DualChunk
 from model.config import ModelConfig
 from model.options import section
@@ -49,28 +47,6 @@ STORED_MOE = (
     "mlp_only_layers",
     "router_aux_loss_coef",
 )
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training's state aside and rename it: the last good one stays until the new one is whole."""
-    try:
-        with aside(str(path)) as scratch, Path(scratch).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except RuntimeError as error:
-        # torch hides a full disk: its writer's own message says only that fewer bytes were written than expected.
-        raise FactoryError(f"{path}: cannot write the checkpoint (is the disk full?): {error}") from error
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The state that `save_state` wrote. FactoryError where the file is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0][:80]
-        raise FactoryError(f"{path}: cannot read the checkpoint ({reason}): remove it to begin again") from error
-    return state
 
 
 def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int | None, write: bool = True) -> None:

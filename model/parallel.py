@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
@@ -25,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from factory.engine.errors import FactoryError
-from model.config import ModelConfig
+from model.config import ModelConfig, TrainConfig
 from model.transformer import Transformer
 
 # A process that is gone is noticed at once where its connections break; one that hangs, after this time.
@@ -68,30 +71,36 @@ class World:
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
+    """The processes on this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     context: Context | None = None
     saving: dist.ProcessGroup | None = None
     """Another group of all ranks, for what a thread says while training goes on."""
 
     @classmethod
-    def begin(cls, context: int = 1) -> World:
+    def begin(cls) -> World:
         """As torchrun's environment says; without it, one process, which opens no connection."""
         world = cls()
         if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             world.rank, world.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            world.local_size = int(os.environ["LOCAL_WORLD_SIZE"])
             if world.device.type == "cuda":
                 world.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(world.device)
             dist.init_process_group(world._backend(), timeout=TIMEOUT)
             world.saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        if world.size % context:
+        return world
+
+    def share(self, context: int) -> None:
+        """Let so many successive ranks share each sequence."""
+        if self.size % context:
             raise FactoryError(
-                f"train.context_parallel = {context}: {world.size} processes cannot be split into groups of so many"
+                f"train.context_parallel = {context}: {self.size} processes cannot be divided into groups of so many"
             )
         if context > 1:
-            mesh = init_device_mesh(world.device.type, (world.size // context, context))
-            world.context = Context(mesh.get_group(1), mesh.get_local_rank(1), context)
-        return world
+            mesh = init_device_mesh(self.device.type, (self.size // context, context))
+            self.context = Context(mesh.get_group(1), mesh.get_local_rank(1), context)
 
     def _backend(self) -> str:
         return "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
@@ -126,7 +135,21 @@ class World:
 
     def sums(self, *values: float) -> list[float]:
         """Sums over all ranks, in double precision."""
+        if self.size == 1:
+            return list(values)
         return self.sum(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def split(self, rows: np.ndarray, size: int, empty: int) -> Iterator[np.ndarray]:
+        """Sequences [rows, length] in portions [parts, at most `size`, length]: one for each part of the world, filled
+        up with `empty`, so that all ranks have equally many. The length grows to what a context can share."""
+        count = -(-len(rows) // self.parts)
+        unit = 2 * self.context.size if self.context else 1
+        length = -(-(rows.shape[1] - 1) // unit) * unit + 1  # the last token is no input
+        filled = np.full((self.parts * count, length), empty, rows.dtype)
+        filled[: len(rows), : rows.shape[1]] = rows
+        filled = filled.reshape(self.parts, count, length)
+        for at in range(0, count, size or max(1, count)):
+            yield filled[:, at : at + size] if size else filled
 
     def together(self, work: Callable[[], T]) -> T | None:
         """Rank 0 does it, the others wait and get None; its FactoryError is raised on every rank."""
@@ -138,7 +161,7 @@ class World:
                 result = work()
             except FactoryError as error:
                 told = [str(error)]
-        dist.broadcast_object_list(told, group=self.saving)
+        dist.broadcast_object_list(told)
         if told[0]:
             raise FactoryError(told[0])
         return result
@@ -164,32 +187,23 @@ def lost(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (not isinstance(error, FactoryError) and "gloo" in str(error))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How the layers compute."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: layers compute in it; weights, their gradients' sums and the optimizer stay in float32."""
-    compile: bool = False
-    checkpoint_activations: bool = False
-    """Keep each layer's input alone and compute the rest again on the way back: less memory, a third more work."""
-
-
-def build(config: ModelConfig, world: World, plan: Plan, whole: Callable[[], Transformer] | None = None) -> Transformer:
-    """A model that computes as `plan` says, each layer sharded on its own and the rest together (FSDP2).
+def build(
+    config: ModelConfig, world: World, how: TrainConfig, whole: Callable[[], Transformer] | None = None
+) -> Transformer:
+    """A model that computes as `how` says, each layer sharded on its own and the rest together (FSDP2).
 
     `whole` makes it with its weights in float32; None leaves them to be read from a checkpoint. Of several processes
     only rank 0 calls it and holds the whole in host memory for that time; each tensor is sent to all, who keep their
     shard. One process in float32 has no shards.
     """
-    if world.size == 1 and plan.dtype == "float32":
+    if world.size == 1 and how.dtype == "float32":
         model = (whole() if whole is not None else Transformer(config)).to(world.device)
-        _layers(model, plan)
+        _layers(model, how)
     else:
         with torch.device("meta"):
             model = Transformer(config)
-        _layers(model, plan)
-        _shard(model, world, plan)
+        _layers(model, how)
+        _shard(model, world, how)
         weights = world.together(lambda: whole().state_dict()) if whole is not None else None
         model.to_empty(device=world.device)
         if whole is not None:
@@ -199,18 +213,18 @@ def build(config: ModelConfig, world: World, plan: Plan, whole: Callable[[], Tra
     return model
 
 
-def _layers(model: Transformer, plan: Plan) -> None:
+def _layers(model: Transformer, how: TrainConfig) -> None:
     # The layers keep their names and hooks: what changes is the function alone.
     for layer in model.model.layers:
-        if plan.checkpoint_activations:
+        if how.checkpoint_activations:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        if plan.compile:
+        if how.compile:
             layer.forward = torch.compile(layer.forward)
 
 
-def _shard(model: Transformer, world: World, plan: Plan) -> None:
+def _shard(model: Transformer, world: World, how: TrainConfig) -> None:
     policy = MixedPrecisionPolicy()
-    if plan.dtype == "bfloat16":
+    if how.dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mesh = world.mesh()
     for module in (*model.model.layers, model):
@@ -220,16 +234,36 @@ def _shard(model: Transformer, world: World, plan: Plan) -> None:
         module.set_force_sum_reduction_for_comms(True)
 
 
-@contextlib.contextmanager
-def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients of all but the last part of a batch stay on their rank."""
+def accumulate(model: nn.Module, last: bool) -> None:
+    """Before a part of a batch: gradients of all but the last stay on their rank and are summed there."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         model.set_is_last_backward(last)
-    yield
 
 
 def clip(model: nn.Module, limit: float) -> Tensor:
     """Cut the gradient to a norm; returns what the norm was."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT are put into, instead of ending the process in the middle of a step."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda number, _: caught.append(number))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
