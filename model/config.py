@@ -202,8 +202,8 @@ class TrainConfig:
     seed: int = 0
     """Decides the initial weights."""
     start: str = ""
-    """A checkpoint folder in Hugging Face's form whose weights training begins with. Its configuration stands for
-    [model]; keys given there win."""
+    """A checkpoint folder in Hugging Face's form whose weights training begins with. Without `model.preset` its
+    configuration stands for [model], and keys given there win."""
     upcycle: str = ""
     """A dense checkpoint folder in Hugging Face's form from which a qwen2_moe model starts (model/upcycle.py)."""
     evaluate_every: int = 200

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ import xxhash
 from factory.engine.errors import FactoryError
 from model.config import DataConfig
 
+END = "<|endoftext|>"
 IGNORE = -1  # in a batch: no token here (only the last sequence of a span may be short)
 
 
@@ -76,8 +78,9 @@ class TokenDataset:
     """A dataset made by a recipe with `tokens.Pack`.
 
     `name`, `version`, `key` are those of its manifest; `tokenizer` is the folder of its tokenizer, `tokenizer_hash`
-    tells tokenizers apart, `vocabulary` is the number of ids and `end` the id that ends a document; `row_length` is
-    that of its rows; `training` and `evaluation` are the tokens to learn from and those held out.
+    tells tokenizers apart, `vocabulary` is the number of ids, `end` the id that ends each document and `stop` that at
+    which generation ends; `row_length` is that of its rows; `training` and `evaluation` are the tokens to learn from
+    and those held out.
     """
 
     def __init__(self, folder: str | Path, evaluation_share: float = 0.02, seed: int = 0) -> None:
@@ -92,13 +95,16 @@ class TokenDataset:
                 "run a recipe that ends in tokens.Train and tokens.Pack (such as recipes/quickstart_tokens.toml) first"
             )
         self.tokenizer = self.folder / manifest.get("artifacts", {}).get("tokenizer", "tokenizer")
-        self.tokenizer_hash, self.vocabulary, self.end = read_tokenizer(self.tokenizer)
+        self.tokenizer_hash, ids = read_tokenizer(self.tokenizer)
+        self.vocabulary = max(ids.values()) + 1
+        self.end = ids.get(_option(manifest, "separator") or END)
+        self.stop = ids.get(_stop(self.tokenizer), self.end)
         rows = [shard for shard in manifest["rows"] if shard["rows"]]
         if not rows:
             raise FactoryError(f"{self.folder} has no rows: nothing to train on")
         with ThreadPoolExecutor(16) as pool:  # footers are small and many, and often lie far away
             shards = list(pool.map(lambda shard: self._open(shard["path"], shard["rows"]), rows))
-        self.row_length = _packed(manifest) or self._longest(shards[0])
+        self.row_length = _option(manifest, "sequence_length") or self._longest(shards[0])
         self.training, self.evaluation = divide(shards, self.row_length, evaluation_share, seed)
         if not self.training:
             few = sum(shard["rows"] for shard in rows)
@@ -135,17 +141,22 @@ class TokenDataset:
         return max(int(np.diff(chunk.offsets.to_numpy()).max()) for chunk in lists.chunks)
 
 
-def read_tokenizer(folder: Path) -> tuple[str, int, int | None]:
-    """A hash of a tokenizer, its number of ids, and the id of <|endoftext|> where it has one."""
+def read_tokenizer(folder: Path) -> tuple[str, dict[str, int]]:
+    """A hash that tells tokenizers apart, and the id of each token."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FactoryError(f"{path} is missing: a dataset to train on needs the tokenizer that made it")
-    text = path.read_bytes()
-    parts = json.loads(text)
+    parts = json.loads(path.read_bytes())
     ids = parts["model"]["vocab"] | {token["content"]: token["id"] for token in parts["added_tokens"]}
     kept = [parts.get(key) for key in ("normalizer", "pre_tokenizer", "model")]
-    digest = xxhash.xxh3_128_hexdigest(json.dumps([kept, sorted(ids.items())], sort_keys=True))
-    return digest, max(ids.values()) + 1, ids.get("<|endoftext|>")
+    return xxhash.xxh3_128_hexdigest(json.dumps([kept, sorted(ids.items())], sort_keys=True)), ids
+
+
+def _stop(tokenizer: Path) -> str:
+    """The token at which the tokenizer's own description says that generation ends."""
+    path = tokenizer / "tokenizer_config.json"
+    told = json.loads(path.read_text("utf-8")).get("eos_token") if path.is_file() else None
+    return str(told["content"] if isinstance(told, dict) else told)
 
 
 def open_datasets(config: DataConfig) -> dict[str, TokenDataset]:
@@ -164,10 +175,10 @@ def open_datasets(config: DataConfig) -> dict[str, TokenDataset]:
     return found
 
 
-def _packed(manifest: dict) -> int | None:
-    """The sequence length that the dataset's recipe asked for, where it says so."""
-    lengths = [step["options"].get("sequence_length") for step in manifest.get("recipe", {}).get("steps", [])]
-    return next((length for length in reversed(lengths) if length), None)
+def _option(manifest: dict, name: str) -> Any:
+    """An option of the last step of the dataset's recipe that has it."""
+    steps = manifest.get("recipe", {}).get("steps", [])
+    return next((step["options"][name] for step in reversed(steps) if step["options"].get(name)), None)
 
 
 def find(folder: str | Path) -> Path:

@@ -100,7 +100,7 @@ def separator_of(documents: str, data: TokenDataset) -> Separator | None:
         return None
     if data.end is None:
         raise FactoryError(
-            f"documents = {documents!r}: the tokenizer of {data.folder} has no <|endoftext|>, "
+            f"documents = {documents!r}: the tokenizer of {data.folder} lacks the separator, "
             'so that documents cannot be told apart: use "joined"'
         )
     return Separator(data.end, documents == "restarted")
@@ -283,7 +283,7 @@ class Pretraining:
     def save_model(self, name: str) -> None:
         """Write checkpoint/NAME in Hugging Face's form."""
         folder, data = self.folder / "checkpoint" / name, self.tokenizer
-        save_hf(self.model, folder, data.tokenizer, data.end, self.world.first)
+        save_hf(self.model, folder, data.tokenizer, data.stop, self.world.first)
 
     def run(self, report: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
         """Train to the end. `report` gets each step's row of metrics. Raises Stopped after SIGTERM or SIGINT to any

@@ -62,9 +62,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainRecipe:
 def _shape(table: Mapping[str, Any], train: Any) -> dict[str, Any]:
     """The keys of [model] that come from a published size, or from the checkpoint that training begins with."""
     start = train.get("start") if isinstance(train, dict) else None
-    if start and table.get("preset"):
-        raise FactoryError(f"model.preset = {table['preset']!r} and train.start: the checkpoint has its own shape")
-    if start:
+    if start and not table.get("preset"):
         return {name: value for name, value in configuration(str(start)).items() if value is not None}
     return preset(table["preset"]) if table.get("preset") else {}
 
@@ -103,7 +101,8 @@ def _override(given: dict[str, Any], word: str) -> None:
     if not equals:
         raise FactoryError(f"{word!r} is not of the form key=value")
     if key == "data":
-        key = "data.path"
+        _one_dataset(given, text)
+        return
     if key in TOP:
         given[key] = text
         return
@@ -123,6 +122,17 @@ def _override(given: dict[str, Any], word: str) -> None:
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
     if isinstance(table, dict):  # if not, reading the section says so
         table[name] = value
+
+
+def _one_dataset(given: dict[str, Any], path: str) -> None:
+    """`data=FOLDER`: one dataset instead of all that the recipe names, with their weights."""
+    tables = [given.setdefault("data", {}), *given.get(STAGES, [])]
+    for table in tables:
+        for name in ("sets", "weights"):
+            if isinstance(table, dict):
+                table.pop(name, None)
+    if isinstance(tables[0], dict):
+        tables[0]["path"] = path
 
 
 def _section_of(key: str, owners: list[str], name: str, word: str) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from model.attention import Documents, DualChunk
-from model.config import ModelConfig
-from model.parallel import Plan, World, build
+from model.config import ModelConfig, TrainConfig
+from model.parallel import World, build
 from model.transformer import Transformer
 
 DUAL = DualChunk(chunk_size=12, local_size=4, original_max_position_embeddings=12)
@@ -41,7 +41,7 @@ def compare(world: World, dual: DualChunk | None, restart: bool | None) -> dict[
         model.initialise(0)
         return model
 
-    alone, shared = new(), build(config, world, Plan(checkpoint_activations=True), new)
+    alone, shared = new(), build(config, world, TrainConfig(checkpoint_activations=True), new)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 50, (4, 33), generator=generator)
     first = torch.rand(4, 32, generator=generator) < 0.15
@@ -65,7 +65,8 @@ def compare(world: World, dual: DualChunk | None, restart: bool | None) -> dict[
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    world = World.begin(context=int(sys.argv[1]))
+    world = World.begin()
+    world.share(int(sys.argv[1]))
     found = [compare(world, *choice) for choice in itertools.product((None, DUAL), (None, False, True))]
     if world.first:
         print(json.dumps(found))

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
-from model.config import ModelConfig, OptimizerConfig
+from model.config import ModelConfig, OptimizerConfig, TrainConfig
 from model.moe import Routing, balance_loss, expert_load
-from model.parallel import Context, Plan, World, build
+from model.parallel import Context, World, build
 from model.pretrain import optimizer_for
 from model.state import States
 from model.transformer import Transformer
@@ -171,8 +171,8 @@ def test_a_damaged_state_is_named(trained, tmp_path: Path, name: str) -> None:
 
 def test_bfloat16_keeps_float32_weights_and_their_state(grouped: World, tmp_path: Path) -> None:
     """One process in a group of its own."""
-    plan = Plan(dtype="bfloat16", checkpoint_activations=True)
-    model = build(SMALL, grouped, plan, new)
+    how = TrainConfig(dtype="bfloat16", checkpoint_activations=True)
+    model = build(SMALL, grouped, how, new)
     assert dist.get_world_size() == 1 and model.lm_head.weight is model.model.embed_tokens.weight
     optimizer = optimizer_for(model, OptimizerConfig())
     plain = new()
@@ -183,7 +183,7 @@ def test_bfloat16_keeps_float32_weights_and_their_state(grouped: World, tmp_path
     states.save(1, model, optimizer, {})
     states.wait()
     expected = step(model, optimizer, 1)
-    again = build(SMALL, grouped, plan)
+    again = build(SMALL, grouped, how)
     states.load(again, fresh := optimizer_for(again, OptimizerConfig()))
     assert step(again, fresh, 1) == expected
     # and one process without shards goes on from it
@@ -201,4 +201,4 @@ def test_a_world_begins_and_ends_more_than_once(monkeypatch: pytest.MonkeyPatch)
         world.end()
         assert not dist.is_initialized()
     with pytest.raises(FactoryError, match="context_parallel = 2: 1 processes"):
-        World.begin(context=2)
+        World().share(2)
