@@ -88,7 +88,10 @@ class World:
             if world.device.type == "cuda":
                 world.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(world.device)
-            dist.init_process_group(world._backend(), timeout=TIMEOUT)
+            # One store serves all restarts by torchrun: without a name for each, the addresses of the dead are found.
+            store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            dist.init_process_group(world._backend(), store=store, rank=rank, world_size=size, timeout=TIMEOUT)
             world.saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
         return world
 

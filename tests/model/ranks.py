@@ -49,9 +49,7 @@ def compare(world: World, dual: DualChunk | None, restart: bool | None) -> dict[
     def loss(model: Transformer, rows: slice, part=lambda x: x) -> Tensor:
         documents = None if restart is None else Documents(first[rows], restart)
         given, targets = part(ids[rows, :-1]), part(ids[rows, 1:])
-        return F.cross_entropy(
-            model(given, documents=documents).flatten(0, 1), targets.flatten(), reduction="sum"
-        )
+        return F.cross_entropy(model(given, documents=documents).flatten(0, 1), targets.flatten(), reduction="sum")
 
     one = loss(alone, slice(None))
     one.backward()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,14 +23,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
+from model.checkpoint import load_hf
 from model.config import ModelConfig, OptimizerConfig, TrainConfig
+from model.data import open_datasets
 from model.moe import Routing, balance_loss, expert_load
 from model.parallel import Context, World, build
-from model.pretrain import optimizer_for
+from model.pretrain import Pretraining, optimizer_for
+from model.recipe import load_recipe
 from model.state import States
+from model.train import fit
 from model.transformer import Transformer
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+MOE = (
+    "model_type=qwen2_moe",
+    "num_experts=6",
+    "num_experts_per_tok=2",
+    "moe_intermediate_size=16",
+    "shared_expert_intermediate_size=16",
+    "router_aux_loss_coef=0.1",
+)
 SMALL = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
 
 
@@ -40,6 +58,37 @@ def torchrun(processes: int, *words: object, restarts: int = 0) -> subprocess.Po
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+def workers(agent: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun has started."""
+    return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+
+
+def wait_for_state(agent: subprocess.Popen[str], folder: Path, after: int = 0) -> None:
+    """Until there is a state of a later step."""
+    deadline = time.monotonic() + 120
+    while not any(int(path.name[5:]) > after for path in folder.glob("checkpoint/step-*")):
+        assert time.monotonic() < deadline and agent.poll() is None, agent.communicate()[1]
+        time.sleep(0.01)
+
+
+def alone(recipe: Path, dataset: Path, folder: Path, *words: str) -> Pretraining:
+    """The same training in this process."""
+    loaded = load_recipe(recipe, [f"data={dataset}", *words])
+    data = open_datasets(loaded.data)
+    return Pretraining(fit(loaded, data), data, folder)
+
+
+def rows(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "metrics.parquet").to_pylist()
+
+
+def assert_same_curve(found: list[dict], expected: list[dict]) -> None:
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for name in ("loss", "evaluation_loss", "gradient_norm", "tokens", "balance_loss", "expert_load_max"):
+        for one, other in zip(found, expected, strict=True):
+            assert one[name] == (None if other[name] is None else pytest.approx(other[name], abs=1e-5)), name
 
 
 def new() -> Transformer:
@@ -83,12 +132,66 @@ def test_sequences_shared_by_the_ranks_give_the_gradients_of_one_process() -> No
     assert all(one["loss"] < 1e-5 and one["gradients"] < 1e-5 for one in found), found
 
 
+def test_a_killed_process_a_signal_and_another_number_of_processes(recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    """Experts on two processes: one is killed and torchrun starts them again; SIGTERM stops them after one step; one
+    process does the rest. All of it is the curve of one process."""
+    words = (*MOE, "batch_size=5", "steps=120", "save_every=10", "learning_rate=1e-3")  # the second has 2 sequences
+    out = tmp_path / "two"
+    given = (recipe, f"data={dataset}", f"out={out}", *words, "checkpoint_activations=true")
+    agent = torchrun(2, "-m", "model.train", *given, restarts=1)
+    wait_for_state(agent, out)
+    killed = workers(agent)
+    os.kill(killed[1], signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while set(workers(agent)) & set(killed) or len(workers(agent)) < 2:
+        assert time.monotonic() < deadline and agent.poll() is None, agent.communicate()[1]
+        time.sleep(0.01)
+    begun = States(out / "checkpoint", World()).description()["step"]
+    wait_for_state(agent, out, begun)
+    agent.terminate()
+    printed, told = agent.communicate(timeout=120)
+    assert agent.returncode != 0
+    line = r"^error: another process of this training ended .* goes on after step-0*(\d+)$"
+    assert re.findall(line, told, re.MULTILINE) == [str(begun)]
+    assert re.findall(r"going on after step (\d+)", printed) == [str(begun)]
+    (stopped,) = re.findall(r"^stopped after step (\d+); run the same command to go on$", told, re.MULTILINE)
+    rest, one = alone(recipe, dataset, out, *words), alone(recipe, dataset, tmp_path / "one", *words)
+    assert rest.step == int(stopped) < 120
+    rest.run()
+    one.run()
+    assert_same_curve(rest.metrics, one.metrics)
+
+
+def test_two_processes_share_each_sequence_in_training(recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    """And leave the folder that one leaves: documents apart, the batch in parts."""
+    words = ("steps=20", "documents=masked", "learning_rate=1e-3")
+    out = tmp_path / "two"
+    given = (recipe, f"data={dataset}", f"out={out}", *words, "context_parallel=2", "micro_batch_size=3")
+    agent = torchrun(2, "-m", "model.train", *given)
+    _, told = agent.communicate(timeout=120)
+    assert agent.returncode == 0, told
+    one = alone(recipe, dataset, tmp_path / "one", *words)
+    one.run()
+    assert_same_curve(rows(out), one.metrics)
+    stored = load_hf(out / "checkpoint" / "hf")
+    for expected, found in zip(one.model.parameters(), stored.parameters(), strict=True):
+        assert (expected - found).abs().max() < 1e-3
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint",
+        "loss.png",
+        "metrics.parquet",
+        "recipe.json",
+        "sample.txt",
+        "speed.png",
+    ]
+
+
 @given(st.integers(1, 9), st.integers(1, 5))
 def test_a_context_shares_each_sequence_evenly(size: int, unit: int) -> None:
     length = 2 * size * unit
     ranks = [Context(None, rank, size) for rank in range(size)]  # type: ignore[arg-type]
     own = [context.part(torch.arange(length)).tolist() for context in ranks]
-    assert sorted(sum(own, [])) == list(range(length))
+    assert sorted(itertools.chain(*own)) == list(range(length))
     for context, places in zip(ranks, own, strict=True):
         assert places == [place for begin, end in context.spans(length) for place in range(begin, end)]
     assert len({sum(place + 1 for place in places) for places in own}) == 1, "as many keys are seen by each"
