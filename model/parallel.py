@@ -88,12 +88,20 @@ class World:
             if world.device.type == "cuda":
                 world.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(world.device)
-            # One store serves all restarts by torchrun: without a name for each, the addresses of the dead are found.
-            store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-            dist.init_process_group(world._backend(), store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-            world.saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            try:
+                world._meet()
+            except (dist.DistError, RuntimeError) as error:
+                raise FactoryError(
+                    f"the {world.size} processes of this training did not find each other: {str(error).splitlines()[0]}"
+                ) from error
         return world
+
+    def _meet(self) -> None:
+        # torchrun may keep one store over its restarts: without a name for each, the addresses of the dead are found.
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(self._backend(), store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        self.saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
     def share(self, context: int) -> None:
         """Let so many successive ranks share each sequence."""
@@ -151,8 +159,8 @@ class World:
         filled = np.full((self.parts * count, length), empty, rows.dtype)
         filled[: len(rows), : rows.shape[1]] = rows
         filled = filled.reshape(self.parts, count, length)
-        for at in range(0, count, size or max(1, count)):
-            yield filled[:, at : at + size] if size else filled
+        for at in range(0, count, size):
+            yield filled[:, at : at + size]
 
     def together(self, work: Callable[[], T]) -> T | None:
         """Rank 0 does it, the others wait and get None; its FactoryError is raised on every rank."""
@@ -187,7 +195,7 @@ class World:
 def lost(error: BaseException) -> bool:
     """Whether an error says that the connection to another process broke."""
     # gloo raises a plain RuntimeError, and a save in its thread wraps it.
-    return isinstance(error, dist.DistError) or (not isinstance(error, FactoryError) and "gloo" in str(error))
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def build(

@@ -372,7 +372,7 @@ class Pretraining:
         if not routings:
             loss.backward()
             return [loss.item()]
-        real = torch.from_numpy(part[:, :-1] != IGNORE)
+        real = torch.from_numpy(part[:, 1:] != IGNORE)  # tokens that have one to predict
         real = (context.part(real) if context is not None else real).flatten().to(loss.device)
         share = float((parts[..., 1:] != IGNORE).sum()) / targets
         balance, load = balance_loss(routings, real, total), expert_load(routings, real, total)

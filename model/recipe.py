@@ -151,7 +151,7 @@ def _section_of(key: str, owners: list[str], name: str, word: str) -> str:
 def _check(recipe: TrainRecipe) -> None:
     recipe.model.check()
     positive = {
-        "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every"),
+        "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every", "context_parallel"),
         "data": ("shuffle_tokens",),
         "optimizer": ("learning_rate", "clip", "epsilon"),
         "model": ("rms_norm_eps", "rope_theta"),

@@ -183,29 +183,24 @@ def main(words: list[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if given else 2
-    world = World.begin()
-
-    def say(text: str) -> None:
-        if world.says(text):
-            print(text, file=sys.stderr, flush=True)
-
+    world, told, code = World(), "", 0
     try:
+        world = World.begin()
         train(load_recipe(given[0], given[1:]), world)
     except FactoryError as error:
-        say(f"error: {error}")
-        return 2
+        told, code = f"error: {error}", 2
     except Stopped as stop:
-        say(f"stopped after step {stop.step:,}; run the same command to go on")
-        world.end()
-        return 128 + stop.signal
+        told, code = f"stopped after step {stop.step:,}; run the same command to go on", 128 + stop.signal
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "the run folder"
-        say(f"error: {where}: the disk is full: free some space or give out=FOLDER, then run again")
-        return 2
-    world.end()
-    return 0
+        told, code = f"error: {where}: the disk is full: free some space or give out=FOLDER, then run again", 2
+    if told and world.says(told):
+        print(told, file=sys.stderr, flush=True)
+    if code != 2 or world.size == 1:  # after an error the others may not be there to leave with
+        world.end()
+    return code
 
 
 if __name__ == "__main__":

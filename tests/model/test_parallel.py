@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
-from model.checkpoint import load_hf
+from model import checkpoint
+from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig, OptimizerConfig, TrainConfig
 from model.data import open_datasets
 from model.moe import Routing, balance_loss, expert_load
@@ -163,10 +165,10 @@ def test_a_killed_process_a_signal_and_another_number_of_processes(recipe: Path,
 
 
 def test_two_processes_share_each_sequence_in_training(recipe: Path, dataset: Path, tmp_path: Path) -> None:
-    """And leave the folder that one leaves: documents apart, the batch in parts."""
-    words = ("steps=20", "documents=masked", "learning_rate=1e-3")
+    """And leave the folder that one leaves: experts, documents apart, the batch in parts."""
+    words = (*MOE, "steps=20", "documents=masked", "learning_rate=1e-3", "micro_batch_size=3")
     out = tmp_path / "two"
-    given = (recipe, f"data={dataset}", f"out={out}", *words, "context_parallel=2", "micro_batch_size=3")
+    given = (recipe, f"data={dataset}", f"out={out}", *words, "context_parallel=2")
     agent = torchrun(2, "-m", "model.train", *given)
     _, told = agent.communicate(timeout=120)
     assert agent.returncode == 0, told
@@ -299,9 +301,57 @@ def test_a_world_begins_and_ends_more_than_once(monkeypatch: pytest.MonkeyPatch)
     for _ in range(2):
         world = World.begin()
         assert (world.rank, world.size, world.part, world.parts) == (0, 1, 0, 1)
-        assert world.sums(1.5, 2) == [1.5, 2.0] and world.together(lambda: 3) == 3
+        assert world.sums(1.5, 2.0) == [1.5, 2.0] and world.together(lambda: 3) == 3
         world.mesh()
         world.end()
         assert not dist.is_initialized()
     with pytest.raises(FactoryError, match="context_parallel = 2: 1 processes"):
         World().share(2)
+
+
+@given(st.integers(1, 12), st.integers(2, 9), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
+def test_a_batch_is_divided_among_the_parts(count: int, length: int, size: int, context: int, parts: int) -> None:
+    """Each sequence is in one portion of one part, whose sequences are as many and as long as those of the others."""
+    rows = np.arange(1, count * length + 1).reshape(count, length)
+    shared = Context(None, 0, context) if context > 1 else None  # type: ignore[arg-type]
+    portions = list(World(size=parts * context, context=shared).split(rows, size, -1))
+    assert all(portion.shape[0] == parts and 1 <= portion.shape[1] <= size for portion in portions)
+    assert all((portion.shape[2] - 1) % (2 * context) == 0 for portion in portions if shared)
+    filled = np.concatenate([portion.transpose(1, 0, 2).reshape(-1, portion.shape[2]) for portion in portions])
+    kept = filled[filled[:, 0] != -1]
+    assert sorted(kept[:, :length].tolist()) == rows.tolist() and (kept[:, length:] == -1).all()
+
+
+def test_large_models_are_stored_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 20_000)
+    model, folder = new(), tmp_path / "hf"
+    for _ in range(2):  # the second time in place of the first
+        save_hf(model, folder, None, None)
+        assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2 and all(path.stat().st_size < 25_000 for path in files)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 4 * model.parameter_count()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.randint(0, 64, (2, 9))
+    assert torch.allclose(theirs(ids).logits, model(ids), atol=1e-5)
+    assert torch.equal(load_hf(folder)(ids), model(ids))
+    files[1].unlink()
+    with pytest.raises(FactoryError, match=rf"{files[1].name}: named in model.safetensors.index.json but missing"):
+        load_hf(folder)
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_hf(new(), tmp_path / "hf", None, None)
+    before = (tmp_path / "hf" / "model.safetensors").read_bytes()
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_hf(new(), tmp_path / "hf", None, None)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == before
