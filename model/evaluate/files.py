@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def rows(
-    path: Path, fields: Mapping[str, type | tuple[type, ...]], source: str
-) -> Iterator[tuple[int, dict[str, Any]]]:
+Kinds = Mapping[str, type | tuple[type, ...]]
+
+
+def rows(path: Path, fields: Kinds, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file (or .jsonl.gz) with their line numbers from 1; empty lines are skipped.
 
     FactoryError names the file, the line and the field where one of `fields` is missing or of another type; `source`
