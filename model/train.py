@@ -27,9 +27,10 @@ from factory.engine.files import make_folder, write_atomic
 from model.checkpoint import save_hf
 from model.config import TrainRecipe, load_recipe
 from model.data import TokenDataset
-from model.generate import encode, generate_text
+from model.generate import encode, sample_text
 from model.picture import Progress, clock, loss_picture, text_curve
 from model.pretrain import Pretraining, Stopped
+from model.sample import Sampling
 
 USAGE = "usage: python -m model.train RECIPE.toml data=DATASET_FOLDER [out=FOLDER] [key=value ...]"
 SAMPLE_TOKENS = 120
@@ -88,8 +89,8 @@ def finish(recipe: TrainRecipe, data: TokenDataset, work: Pretraining) -> Path:
     save_hf(work.model, folder / "checkpoint" / "hf", data.tokenizer, data.end)
     loss_picture(metrics, folder / "loss.png", f"{recipe.name} on {data.name}@{data.version}")
     room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
-    options = {"temperature": 0.7, "top_p": 0.9, "seed": recipe.train.seed}
-    text = generate_text(work.model, data.tokenizer, recipe.train.sample_prompt, room, stop=False, **options)
+    sampling = Sampling(tokens=room, temperature=0.7, top_p=0.9, seed=recipe.train.seed)
+    text = sample_text(work.model, data.tokenizer, recipe.train.sample_prompt, sampling)
     sample = recipe.train.sample_prompt + text
     write_atomic(str(folder / "sample.txt"), sample + "\n")
 

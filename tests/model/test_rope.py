@@ -11,8 +11,8 @@ import torch
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig, load_recipe, section
-from model.generate import generate
 from model.rope import RopeScaling, frequencies, rotate, turns
+from tests.model.conftest import greedy
 from tests.model.test_transformer import build, ids, theirs
 
 transformers = pytest.importorskip("transformers")
@@ -94,7 +94,7 @@ def test_logits_and_greedy_generation_are_theirs(scaling: dict, tmp_path: Path) 
     again = load_hf(tmp_path / "hf")
     assert again.config.rope_scaling == scaled
     expected = other.generate(tokens[:, :90], max_new_tokens=20, do_sample=False, pad_token_id=0)[:, 90:]
-    assert torch.equal(generate(again, tokens[:, :90], 20, temperature=0), expected)
+    assert torch.equal(greedy(again, tokens[:, :90], 20), expected)
 
 
 @pytest.mark.parametrize("scaling", [{"type": "yarn", **{k: v for k, v in QWEN.items() if k != "rope_type"}}, QWEN])
