@@ -14,7 +14,7 @@ BOOKS = {
     "moby": "Moby-Dick--Or-The-Whale_2701/2701-0.txt",
 }
 NAMES = {
-    "English": "Ada Byron,Ben Okri,Cora Lund,Dan Rossi,Eva Novak,Finn Berg,Gus Hall,Hana Mori,Ivo Kral,Jin Park,Kim Lee",
+    "English": "Ada Byron,Ben Okri,Cora Lund,Dan Rossi,Eva Novak,Finn Berg,Gus Hall,Hana Mori,Ivo Kral,Jin Park,Al Lee",
     "Chinese": "王芳,李强,张敏,刘洋,陈静,杨光,赵磊,黄丽,周涛,吴刚,徐明",
 }
 
@@ -80,7 +80,7 @@ def infinitebench(folder: Path, data: Path) -> Path:
         "number_string": (f"{text}\nThe digits are 0033445.\n{text}", "What are the digits?", ["0033445"], []),
         "kv_retrieval": (json.dumps(keys), 'Key: "key-9". The value is:', ["value-63"], []),
         "longbook_sum_eng": (text, "", ["Alice follows a rabbit.\nShe falls down a well."], []),
-        "longbook_choice_eng": (text, "Who falls down the chimney?", ["Bill"], options),
+        "longbook_choice_eng": (text, "Who has the tarts?", ["the Queen"], options),
         "longbook_qa_eng": (text, "Whom does Alice follow?", ["the White Rabbit", "a rabbit"], []),
         "longbook_qa_chn": ("爱丽丝跟着一只白兔。" * 40, "爱丽丝跟着谁？", ["一只白兔"], []),
         "longdialogue_qa_eng": ("HATTER: Tea?\n$$MASK$$: No tea.\n" * 30, "Who is $$MASK$$?", ["ALICE"], []),
@@ -101,13 +101,8 @@ def needlebench(folder: Path, data: Path) -> Path:
     line = "港口的灯塔在夜里照亮了整个海湾，渔船一艘接一艘地回来了。"
     write_lines(folder / "zh_finance.jsonl", ({"text": line * 8} for _ in range(200)))
     needles = []
-    for number, (place, thing) in enumerate(
-        zip(
-            ["Oslo", "Lima", "Cairo", "Perth", "Quito", "Minsk", "Dakar"],
-            ["brass", "rope", "silk", "salt", "amber", "flint", "cork"],
-            strict=True,
-        )
-    ):
+    places, things = "Oslo Lima Cairo Perth Quito Minsk Dakar", "brass rope silk salt amber flint cork"
+    for number, (place, thing) in enumerate(zip(places.split(), things.split(), strict=True)):
         asked = f"What lies under {place}? Please answer in the format 'Under {place} lies ______.'"
         needles.append((f"Under {place} lies hidden {thing}.", asked, place, f"hidden {thing}", "English"))
         asked = f"第{number}座山里藏着什么？请按照'第{number}座山里藏着______。'的格式回答。"
