@@ -110,7 +110,9 @@ class Harness:
 
         if self.include and not Path(self.include).is_dir():
             raise FactoryError(f"harness.include: {self.include} is no folder: give one of lm-eval task files (YAML)")
-        manager = TaskManager(include_path=self.include or None)
+        manager = TaskManager(include_path=self.include or None, include_defaults=False)
+        if not set(self.names()) <= set(manager.all_tasks):  # reading lm-eval's thousands of files takes seconds
+            manager = TaskManager(include_path=self.include or None)
         by_shots: dict[int, list[str]] = {}
         for task in self.names():
             if task not in manager.all_tasks:
