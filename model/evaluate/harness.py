@@ -129,6 +129,7 @@ class Harness:
                     tasks=tasks,
                     num_fewshot=shots if shots >= 0 else None,
                     limit=self.questions_each or None,
+                    bootstrap_iters=1000,  # of standard errors that have no formula
                     log_samples=False,
                     task_manager=manager,
                     random_seed=self.seed,
