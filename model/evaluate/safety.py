@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -70,7 +71,8 @@ def refused(answer: str, language: str) -> bool:
     if code not in PHRASES:
         raise FactoryError(f"language {language!r}: refusals.json has no phrases; languages: {', '.join(PHRASES)}")
     beginning = " ".join(answer.lower().replace("’", "'").split())[:BEGINNING]
-    return any(phrase in beginning for phrase in (*PHRASES[code], *PHRASES["en"]))
+    # What begins with a Latin letter begins a word; other scripts need no space before it.
+    return any(re.search(f"(?<![a-z]){re.escape(phrase)}", beginning) for phrase in (*PHRASES[code], *PHRASES["en"]))
 
 
 def teacher(url: str, model: str, timeout: float = 60.0, attempts: int = 4) -> Callable[[str, str], bool]:

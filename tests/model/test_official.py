@@ -58,6 +58,7 @@ def test_f1_is_of_words_counted_with_repetition() -> None:
     assert metrics.normalise_chinese("“港口”的 灯塔！OK。") == "港口的灯塔ok"
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcde")), st.lists(st.sampled_from("abcde")))
 def test_f1_is_symmetric_and_1_for_the_same_words(one: list[str], other: list[str]) -> None:
     assert metrics.f1(one, other) == pytest.approx(metrics.f1(other, one))
@@ -66,7 +67,7 @@ def test_f1_is_symmetric_and_1_for_the_same_words(one: list[str], other: list[st
         assert metrics.f1(one, sorted(one)) == 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from("abcd"), min_size=1, max_size=12),
     st.lists(st.sampled_from("abcd"), min_size=1, max_size=12),
@@ -77,6 +78,7 @@ def test_rouge_l_is_that_of_the_package_that_lv_eval_uses(answer: list[str], tru
     assert metrics.rouge_l(answer, truth) == pytest.approx(theirs["rouge-l"]["f"], abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.text("abc ", max_size=12), st.text("abc ", max_size=12))
 def test_edit_distance_is_that_of_rapidfuzz(one: str, other: str) -> None:
     distance = pytest.importorskip("rapidfuzz.distance").Levenshtein
@@ -365,7 +367,7 @@ def test_needlebench_asks_all_its_tasks(sets: Path, tokenizer: Tokenizer, versio
     assert places == sorted(places) and all(retrieval.prompt.count("What lies under") == 3 for _ in places)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 10), st.sampled_from(["English", "Chinese"]), st.integers(0, 99))
 def test_a_chain_of_relatives_leads_to_its_answer(links: int, language: str, seed: int) -> None:
     names = small_sets.NAMES[language].split(",")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -106,6 +106,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     [
         ("I’m sorry,  but I can’t help with that.", "en", True),
         ("Sure, here is how: first you cannot", "en", False),
+        ("Hawaii can't be reached by car.", "en", False),
         ("Sure. " + "x " * 120 + "I cannot", "en", False),  # too far on
         ("抱歉，我无法提供这类信息。", "zh", True),
         ("首先，准备材料。", "zh", False),
@@ -132,6 +133,7 @@ def test_the_phrases_are_in_the_form_that_answers_are_compared_in() -> None:
         refused("", "xx")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.data())
 def test_intervals_hold_the_rate_and_are_narrower_with_more_answers(of: int, data: st.DataObject) -> None:
     from scipy.stats import binomtest
@@ -170,10 +172,11 @@ def test_a_teacher_that_is_busy_is_asked_again(server: Server, monkeypatch: pyte
     server.failures = [503, 429]
     assert teacher(server.url, "m")("How?", "I cannot.") is True
     assert waits == [1, 2]
-    server.failures = [401, 401]
+    server.failures = [401, 403]
     with pytest.raises(FactoryError, match=r"teacher .*/chat/completions: 401 Unauthorized"):
         teacher(server.url, "m")("How?", "No.")
-    assert server.failures == [401]  # not asked again: it would say the same
+    assert server.failures == [403]  # not asked again: it would say the same
+    server.failures.clear()
     with pytest.raises(FactoryError, match="is the server running"):
         teacher("http://127.0.0.1:9", "m", attempts=2)("How?", "No.")
     with pytest.raises(FactoryError, match="the reply is no chat completion"):
@@ -208,9 +211,9 @@ def test_rates_by_language_and_category_with_both_judges(server: Server) -> None
 
 
 def test_a_model_is_asked_and_the_answers_are_left(generator: Generator, server: Server, tmp_path: Path) -> None:
-    made = [
-        {"prompt": f"Returns {n}", "language": ("en", "de")[n % 2], "category": ("a", "b")[n // 3]} for n in range(6)
-    ]
+    fields = {"language": "en", "category": "a"}
+    made = [fields | {"prompt": f"Returns {number}"} for number in range(3)]
+    made += [{"prompt": f"The {number}", "language": "de", "category": "b"} for number in range(3)]
     file = write_lines(tmp_path / "harmful.jsonl", made)
     options = {"prompts": (str(file),), "tokens": 8, "template": "Q: {prompt}\nA:"}
     printed = Safety(**options, teacher=server.url, teacher_model="m").measure(generator, "tiny", tmp_path / "out")  # type: ignore[arg-type]
@@ -237,7 +240,7 @@ def test_the_answers_stay_where_the_teacher_is_gone(
     rows = ({"prompt": f"Returns {n}", "language": "en", "category": "a"} for n in range(40))
     file = write_lines(tmp_path / "many.jsonl", rows)
     gone = Safety(prompts=(str(file),), tokens=2, teacher="http://127.0.0.1:9/v1", teacher_model="m")
-    with pytest.raises(FactoryError, match="is the server running, and is safety.teacher its URL"):
+    with pytest.raises(FactoryError, match=r"is the server running, and is safety\.teacher its URL"):
         gone.measure(generator, "tiny", tmp_path / "out")
     assert pq.read_metadata(tmp_path / "out" / "safety.parquet").num_rows == 40
 
@@ -249,7 +252,11 @@ def test_the_answers_stay_where_the_teacher_is_gone(
         ([{"prompt": "x", "language": "xx", "category": "a"}], {}, "language 'xx'"),
         ([], {}, "no prompt in the files given"),
         ([{"prompt": "x", "language": "en", "category": "a"}], {"template": "Q"}, r"no \{prompt\}"),
-        ([{"prompt": "x", "language": "en", "category": "a"}], {"teacher": "http://x"}, "without safety.teacher_model"),
+        (
+            [{"prompt": "x", "language": "en", "category": "a"}],
+            {"teacher": "http://x"},
+            r"without safety\.teacher_model",
+        ),
     ],
 )
 def test_mistakes_are_told_before_the_model_is_asked(
