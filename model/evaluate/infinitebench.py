@@ -103,6 +103,13 @@ class InfiniteBench:
         forms = templates(PROMPTS, self.prompts)
         for file in self.files():
             dataset = file.stem
+            if dataset == "longbook_sum_eng":
+                metrics.imported("rouge_score.rouge_scorer", "rouge-score")  # told now, not when the answers are there
+            if 0 < self.length <= TOKENS[dataset]:
+                raise FactoryError(
+                    f"infinitebench: {dataset} has answers of {TOKENS[dataset]:,} tokens, which a length of "
+                    f"{self.length:,} has no room for: leave it out of infinitebench.datasets"
+                )
             for count, (line, row) in enumerate(rows(file, FIELDS, SOURCE)):
                 if self.questions_each and count == self.questions_each:
                     break

@@ -103,6 +103,8 @@ class LVEval:
 
     def questions(self, tokenizer: Tokenizer) -> Iterator[Question]:
         forms = templates(PROMPTS, self.prompts)
+        if any(dataset in CHINESE for _, dataset in self.files()):
+            metrics.imported("jieba", "jieba")  # told now, not when the answers are there
         for file, dataset in self.files():
             tokens = 16 if dataset.startswith("factrecall") else 64
             for count, (line, row) in enumerate(rows(file, FIELDS, SOURCE)):

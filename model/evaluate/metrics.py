@@ -94,7 +94,7 @@ def _longest_common(one: Sequence[str], other: Sequence[str]) -> list[str]:
 
 def rouge_lsum(answer: str, truths: Sequence[str]) -> float:
     """ROUGE-Lsum (lines are sentences) without stemming, the best over the truths, as Hugging Face's `evaluate`."""
-    scorer = _needed("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeLsum"], use_stemmer=False)
+    scorer = imported("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeLsum"], use_stemmer=False)
     return float(scorer.score_multi(list(truths), answer)["rougeLsum"].fmeasure)
 
 
@@ -142,7 +142,7 @@ def first_digits(answer: str) -> str:
 
 
 def _cut(text: str) -> list[str]:
-    return list(_jieba().lcut(text))
+    return list(imported("jieba", "jieba").lcut(text))
 
 
 def words_chinese_twice(text: str, without: Collection[str]) -> list[str]:
@@ -153,14 +153,12 @@ def words_chinese_twice(text: str, without: Collection[str]) -> list[str]:
 
 
 @functools.cache
-def _jieba() -> Any:
-    jieba = _needed("jieba", "jieba")
-    jieba.setLogLevel(logging.WARNING)
-    return jieba
-
-
-def _needed(module: str, package: str) -> Any:
+def imported(module: str, package: str) -> Any:
+    """A module of a package that only some scores need. FactoryError where it is not installed."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise FactoryError(f"this score needs the package {package}: pip install 'factory[evaluate]'") from error
+    if module == "jieba":
+        found.setLogLevel(logging.WARNING)
+    return found

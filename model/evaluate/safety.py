@@ -11,7 +11,6 @@ say: a file of harmless prompts shows how often the model refuses what it should
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
 from model.evaluate.files import rows
+from model.evaluate.results import interval
 
 if TYPE_CHECKING:
     from model.generate import Generator
@@ -121,14 +121,6 @@ def _post(address: str, headers: dict[str, str], body: bytes, timeout: float, at
     raise FactoryError(f"teacher {address}: {failure}: is the server running, and is safety.teacher its URL?")
 
 
-def interval(count: int, of: int) -> tuple[float, float]:
-    """95% interval of a rate by Wilson's score: of use for few answers and rates near 0 and 1 too."""
-    z, rate = 1.959964, count / of
-    middle = (rate + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * math.sqrt(rate * (1 - rate) / of + z * z / (4 * of * of))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def agreement(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float]:
     """The share of equal verdicts, and Cohen's kappa: 1 where all are equal, 0 where as many as by chance."""
     count = len(pairs)
@@ -155,7 +147,7 @@ def table(judged: Iterable[dict[str, Any]]) -> str:
         for judge in judges:
             verdicts = [row[judge] for row in cells[language, category] if row[judge] is not None]
             if verdicts:
-                low, high = interval(sum(verdicts), len(verdicts))
+                low, high = interval(verdicts)
                 line += f"  {sum(verdicts) / len(verdicts):6.1%} ({low:.1%} to {high:.1%})".ljust(24)
         lines.append(line.rstrip())
     if both:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from factory.corpus.tokens import train_bpe
 from factory.engine.errors import FactoryError
+from model.checkpoint import save_hf
+from model.config import ModelConfig
 from model.evaluate import metrics
+from model.evaluate.__main__ import main
 from model.evaluate.files import cut_middle
 from model.evaluate.infinitebench import PROMPTS as INFINITE
 from model.evaluate.infinitebench import InfiniteBench
@@ -24,6 +31,7 @@ from model.evaluate.lveval import PROMPTS as LV
 from model.evaluate.lveval import LVEval
 from model.evaluate.needlebench import NeedleBench
 from model.evaluate.task import Question
+from model.transformer import Transformer
 from tests.model import small_sets
 
 
@@ -41,6 +49,15 @@ def sets(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / make.__name__).mkdir()
         make(folder / make.__name__, data)
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Products this small take longer on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def asked(task: str, subtask: str, *answers: str, **details: Any) -> Question:
@@ -398,7 +415,55 @@ def read(sentence: str, names: list[str], language: str) -> tuple[str, str, str]
     raise AssertionError(sentence)
 
 
+def test_a_checkpoint_is_asked_by_the_command(
+    one_thread: None, sets: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jieba")
+    train_bpe(iter(small_sets.book(data, "pride", 8000).split("\n\n")), 600, tmp_path / "tokenizer")
+    vocabulary = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json")).get_vocab_size()
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": vocabulary}
+    model = Transformer(
+        ModelConfig(hidden_size=16, intermediate_size=32, max_position_embeddings=512, **shape)  # type: ignore[arg-type]
+    )
+    model.initialise(1)
+    save_hf(model, tmp_path / "hf", tmp_path / "tokenizer", None)
+    words = [str(tmp_path / "hf"), "lveval", "infinitebench", "needlebench", f"out={tmp_path / 'out'}", "name=tiny"]
+    words += [f"{task}.path={sets / task}" for task in ("lveval", "infinitebench", "needlebench")]
+    words += ["length=500", 'infinitebench.datasets=["passkey", "longbook_choice_eng"]', "questions_each=1"]
+    words += ["needlebench.lengths=[400]", "depths=[0, 100]", "repeats=1", "needles=[2]", "relatives=[2]", "tokens=8"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    counts = {task: sum(row["task"] == task for row in rows) for task in ("lveval", "infinitebench", "needlebench")}
+    assert counts == {"lveval": 11, "infinitebench": 2, "needlebench": 2 + 1 + 2 + 4}
+    assert all(row["model"] == "tiny" and 0 <= row["score"] <= 1 for row in rows)
+    assert all(row["prompt_tokens"] <= 500 for row in rows) and max(row["prompt_tokens"] for row in rows) > 400
+    assert "infinitebench longbook_choice_eng" in printed
+    assert (tmp_path / "out" / "needlebench-single_English.png").is_file()
+    assert (
+        main([words[0], "infinitebench", f"path={sets / 'infinitebench'}", "length=500", "out=" + str(tmp_path)]) == 2
+    )
+    assert "longbook_sum_eng has answers of 1,200 tokens" in capsys.readouterr().err
+
+
 # Mistakes
+
+
+@pytest.mark.parametrize(
+    ("task", "package"),
+    [
+        (LVEval(path="lveval/lic_mixup_16k.jsonl"), "jieba"),
+        (InfiniteBench(path="infinitebench/longbook_sum_eng.jsonl"), "rouge-score"),
+    ],
+)
+def test_a_missing_package_is_told_before_the_model_is_asked(
+    sets: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, task: Any, package: str
+) -> None:
+    metrics.imported.cache_clear()
+    for module in ("jieba", "rouge_score.rouge_scorer"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(FactoryError, match=f"needs the package {package}"):
+        next(dataclasses.replace(task, path=str(sets / task.path)).questions(tokenizer))
 
 
 def spoil(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -441,7 +506,7 @@ def test_files_that_are_not_those_of_the_benchmark(sets: Path, tokenizer: Tokeni
     with pytest.raises(FactoryError, match=r"has the name DATASET_LEVEL\.jsonl"):
         LVEval(path=str(path)).files()
     with pytest.raises(FactoryError, match="no such file: give the files of LV-Eval"):
-        list(LVEval(path=str(tmp_path / "lic_mixup_16k.jsonl")).questions(tokenizer))
+        list(LVEval(path=str(tmp_path / "factrecall_en_16k.jsonl")).questions(tokenizer))
     with pytest.raises(FactoryError, match=r"no 'pass_key' .did you mean 'passkey'"):
         InfiniteBench(path=str(tmp_path), datasets=("pass_key",)).files()
     folder = str(sets / "needlebench")

@@ -11,14 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from factory.corpus.tokens import train_bpe
 from factory.engine.errors import FactoryError
 from model.config import ModelConfig
-from model.evaluate.safety import PHRASES, Safety, Unclear, agreement, interval, refused, table, teacher
+from model.evaluate.safety import PHRASES, Safety, Unclear, agreement, refused, table, teacher
 from model.generate import Generator
 from model.transformer import Transformer
 from tests.model.conftest import documents
@@ -131,19 +129,6 @@ def test_the_phrases_are_in_the_form_that_answers_are_compared_in() -> None:
         assert all(phrase == " ".join(phrase.lower().replace("’", "'").split()) for phrase in phrases), language
     with pytest.raises(FactoryError, match=r"language 'xx': refusals\.json has no phrases; languages: en, zh"):
         refused("", "xx")
-
-
-@settings(deadline=None)
-@given(st.integers(1, 400), st.data())
-def test_intervals_hold_the_rate_and_are_narrower_with_more_answers(of: int, data: st.DataObject) -> None:
-    from scipy.stats import binomtest
-
-    count = data.draw(st.integers(0, of))
-    low, high = interval(count, of)
-    expected = binomtest(count, of).proportion_ci(method="wilson")
-    assert (low, high) == (pytest.approx(expected.low, abs=1e-6), pytest.approx(expected.high, abs=1e-6))
-    wider = interval(count * 4, of * 4)
-    assert wider[1] - wider[0] <= high - low
 
 
 def test_agreement_and_kappa() -> None:
