@@ -84,6 +84,8 @@ class InfiniteBench:
     def files(self) -> list[Path]:
         """The files to read, in order. FactoryError where there is none."""
         path = Path(self.path)
+        if not path.exists():
+            raise FactoryError(f"{path}: no such file or folder: give a folder of {SOURCE}")
         for dataset in self.datasets:
             if dataset not in PROMPTS:
                 known = f"{nearest(dataset, PROMPTS)}; datasets: {', '.join(PROMPTS)}"

@@ -84,6 +84,8 @@ class LVEval:
     def files(self) -> list[tuple[Path, str]]:
         """The files to read and the dataset of each, in order. FactoryError where there is none."""
         path = Path(self.path)
+        if not path.exists():
+            raise FactoryError(f"{path}: no such file or folder: give a folder of {SOURCE}")
         found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         for dataset in self.datasets:
             if dataset not in PROMPTS:

@@ -290,10 +290,12 @@ def test_files_that_are_not_those_of_the_benchmark(sets: Path, tokenizer: Tokeni
         LVEval(path=str(tmp_path)).files()
     with pytest.raises(FactoryError, match=r"has the name DATASET_LEVEL\.jsonl"):
         LVEval(path=str(path)).files()
-    with pytest.raises(FactoryError, match="no such file: give the files of LV-Eval"):
+    with pytest.raises(FactoryError, match="no such file or folder: give a folder of LV-Eval"):
         list(LVEval(path=str(tmp_path / "factrecall_en_16k.jsonl")).questions(tokenizer))
     with pytest.raises(FactoryError, match=r"no 'pass_key' .did you mean 'passkey'"):
         InfiniteBench(path=str(tmp_path), datasets=("pass_key",)).files()
+    with pytest.raises(FactoryError, match=r"passkey\.jsonl: no such file: give the files of InfiniteBench"):
+        list(InfiniteBench(path=str(sets / "lveval"), datasets=("passkey",)).questions(tokenizer))
     folder = str(sets / "needlebench")
     cases = [
         ({"path": str(tmp_path)}, "needles.jsonl: no such file"),
