@@ -1,7 +1,8 @@
 """What a training recipe says: the model's shape, the data, the optimizer, the course of training.
 
 A recipe is a TOML file with the sections [model], [data], [optimizer], [train]; each key is a field below. Any key may
-be given on the command line as `key=value` (or `section.key=value`) and then wins.
+be given on the command line as `key=value` (or `section.key=value`) and then wins. A section [scaling] makes it a grid
+of trainings, see model/scaling.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from factory.engine.errors import FactoryError, nearest
 from model.attention import DualChunk
 from model.presets import PRESETS
 from model.rope import RopeScaling
+from model.scaling import SCALING, Grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +134,10 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW and the learning rate over time."""
 
-    learning_rate: float = 1e-3
-    """The highest, after the warm-up."""
+    learning_rate: Annotated[float, SCALING] = 1e-3
+    """The highest, after the warm-up. `scaling` takes what the law below says; training sees a number."""
+    scaling: str = "step"
+    """The law for what is `scaling`: `step`, `deepseek`, or a law.json that model.scaling wrote."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After the warm-up: `cosine` falls at once; `wsd` stays at the top and falls in a straight line at the end."""
     warmup_steps: int = 100
@@ -155,8 +159,8 @@ class TrainConfig:
     """The course of training."""
 
     steps: int = 1000
-    batch_size: int = 16
-    """Sequences in a step."""
+    batch_size: Annotated[int, SCALING] = 16
+    """Sequences in a step. `scaling` takes what the law optimizer.scaling says."""
     seed: int = 0
     """Decides the initial weights."""
     upcycle: str = ""
@@ -184,6 +188,7 @@ class TrainRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    scaling: Grid = field(default_factory=Grid)
 
 
 SECTIONS: dict[str, type] = {
@@ -191,6 +196,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
+    "scaling": Grid,
 }
 TOP = ("name", "out")
 
@@ -235,7 +241,7 @@ def section(name: str, class_: type, given: Mapping[str, Any], path: str) -> Any
     """A section's dataclass from a table of keys, each checked by name and type."""
     if not isinstance(given, Mapping):
         raise FactoryError(f"{path}: [{name}] must be a table of keys")
-    hints = typing.get_type_hints(class_)
+    hints = typing.get_type_hints(class_, include_extras=True)
     for key in given:
         if key not in hints:
             raise FactoryError(f"{path}: unknown key {key!r} in [{name}]{nearest(key, hints)}")
@@ -274,6 +280,10 @@ def _override(given: dict[str, Any], word: str) -> None:
 
 def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
     where = f"{section_}.{key}" if section_ else key
+    if typing.get_origin(hint) is Annotated:  # a word that may stand for the value
+        hint, word = typing.get_args(hint)
+        if value == word:
+            return value
     table = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
     if isinstance(table, type):
         return section(where, table, value, "the recipe")
@@ -284,8 +294,8 @@ def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
         return value
     if hint is float and type(value) is int:
         return float(value)
-    if hint == tuple[int, ...] and isinstance(value, list) and all(type(one) is int for one in value):
-        return tuple(value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_typed(section_, key, one, typing.get_args(hint)[0]) for one in value)
     if type(value) is not hint:
         kind = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
         raise FactoryError(f"{where} = {value!r}: must be of type {kind}, not {type(value).__name__}")
@@ -294,6 +304,7 @@ def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
 
 def _check(recipe: TrainRecipe) -> None:
     recipe.model.check()
+    recipe.scaling.check()
     positive = {
         "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every"),
         "data": ("shuffle_tokens",),
@@ -306,10 +317,12 @@ def _check(recipe: TrainRecipe) -> None:
         "optimizer": ("warmup_steps", "weight_decay"),
         "model": ("vocab_size", "initializer_range"),
     }
-    for name in SECTIONS:
+    for name in positive:
         part = getattr(recipe, name)
         for one in dataclasses.fields(part):
             value = getattr(part, one.name)
+            if value == SCALING:
+                continue
             if isinstance(value, float) and not math.isfinite(value):
                 raise FactoryError(f"{name}.{one.name} = {value}: must be a number")
             if one.name in positive[name] and value <= 0:

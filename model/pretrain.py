@@ -50,6 +50,10 @@ METRICS = pa.schema(
 FREE = ("data.path", "train.save_every", "train.sample_prompt", "train.threads")
 
 
+class Diverged(FactoryError):
+    """The loss or the gradient is no number any more."""
+
+
 class Stopped(Exception):
     """A signal asked to stop; the state of `step` is saved."""
 
@@ -278,7 +282,7 @@ class Pretraining:
         values = loss.item(), norm.item()
         if not all(map(math.isfinite, values)):
             places = self.stream.places(self.step * train.batch_size, train.batch_size)
-            raise FactoryError(
+            raise Diverged(
                 f"step {self.step + 1}: loss {values[0]}, gradient norm {values[1]}: stopped, the last good checkpoint "
                 f"stays; lower optimizer.learning_rate, or look at the batch: {'; '.join(places)}"
             )

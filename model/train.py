@@ -30,6 +30,7 @@ from model.data import TokenDataset
 from model.generate import encode, generate_text
 from model.picture import Progress, clock, loss_picture, text_curve
 from model.pretrain import Pretraining, Stopped
+from model.scaling.law import resolve
 
 USAGE = "usage: python -m model.train RECIPE.toml data=DATASET_FOLDER [out=FOLDER] [key=value ...]"
 SAMPLE_TOKENS = 120
@@ -71,7 +72,7 @@ def train(recipe: TrainRecipe) -> Path:
 
 
 def fit(recipe: TrainRecipe, data: TokenDataset) -> TrainRecipe:
-    """The recipe with the size of the data's vocabulary filled in."""
+    """The recipe with the size of the data's vocabulary filled in, and what scaling laws say."""
     ids = data.vocabulary
     if 0 < recipe.model.vocab_size < ids:
         raise FactoryError(
@@ -79,7 +80,8 @@ def fit(recipe: TrainRecipe, data: TokenDataset) -> TrainRecipe:
             "leave vocab_size out, or use data of the right tokenizer"
         )
     size = recipe.model.vocab_size or ids
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+    return resolve(recipe, data.sequence_length)
 
 
 def finish(recipe: TrainRecipe, data: TokenDataset, work: Pretraining) -> Path:
