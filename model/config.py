@@ -280,8 +280,10 @@ def _override(given: dict[str, Any], word: str) -> None:
 
 def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
     where = f"{section_}.{key}" if section_ else key
+    instead = ""
     if typing.get_origin(hint) is Annotated:  # a word that may stand for the value
         hint, word = typing.get_args(hint)
+        instead = f" or {word!r}"
         if value == word:
             return value
     table = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
@@ -298,7 +300,7 @@ def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
         return tuple(_typed(section_, key, one, typing.get_args(hint)[0]) for one in value)
     if type(value) is not hint:
         kind = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
-        raise FactoryError(f"{where} = {value!r}: must be of type {kind}, not {type(value).__name__}")
+        raise FactoryError(f"{where} = {value!r}: must be of type {kind}{instead}, not {type(value).__name__}")
     return value
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -84,14 +84,14 @@ def table(found: Fit) -> str:
 def equation(name: str, found: PowerFit) -> str:
     """The law as a line, the 95% intervals of its exponents, and its errors."""
     factors = "".join(f" {variable}^{value:.3f}" for variable, value in found.power.exponents.items())
-    ends = ", ".join(f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in found.intervals().items())
+    ends = ", ".join(f"{part} {low:.3f} to {high:.3f}" for part, (low, high) in found.intervals().items())
     return (
         f"{name} = {math.exp(found.power.intercept):.4g}{factors}   (95%: {ends})\n"
         f"  an optimum that was left out is missed by {found.left_out_error:.0%}; scatter {found.scatter:.2f}"
     )
 
 
-def compute_of(found: Fit) -> Any:
+def compute_of(found: Fit) -> Callable[[Scale], float]:
     """C for a scale between those of the grid: M, the operations a token, goes along with N."""
     known = sorted({(one.scale.N, one.scale.C / one.scale.D) for one in found.optima})
     sizes, costs = np.log(np.array(known)).T

@@ -90,7 +90,7 @@ def optimum(rows: Sequence[dict[str, Any]]) -> Optimum:
         fine = [row for row in fine if row[name] in near]
     centre = np.log(best[: len(names)])
     x = np.log([[row[name] for name in names] for row in fine]) - centre
-    return _minimum(scale, x, np.array([loss_of(row) for row in fine]), centre, best[1], names, values)
+    return _minimum(scale, x, np.array([loss_of(row) for row in fine]), centre, best[1], names)
 
 
 def _edge(name: str, value: float, why: str) -> str:
@@ -104,7 +104,6 @@ def _minimum(
     centre: np.ndarray,
     batch: float,
     names: list[str],
-    values: list[list[float]],
 ) -> Optimum:
     """The minimum of the quadratic through losses [points] at logarithms x [points, variables] around `centre`."""
     terms, count = log_terms(x), len(names)
@@ -119,9 +118,12 @@ def _minimum(
         return Optimum(scale, problem="the losses near the best training have no minimum: they are not a bowl")
     inverse = linalg.inv(curve)
     at = -inverse @ gradient
-    for name, tried, place in zip(names, values, np.exp(at + centre), strict=True):
-        if not tried[0] < place < tried[-1]:
-            return Optimum(scale, problem=_edge(name, place, f"tried were {tried[0]:.3g} to {tried[-1]:.3g}"))
+    place, low, high = (np.exp(one + centre) for one in (at, x.min(axis=0), x.max(axis=0)))
+    for n, name in enumerate(names):
+        if not low[n] < place[n] < high[n]:
+            return Optimum(
+                scale, problem=_edge(name, place[n], f"around are trainings from {low[n]:.3g} to {high[n]:.3g}")
+            )
     # How the minimum moves with the coefficients: d at = -H^-1 (d gradient + d H at).
     moves = np.zeros((count, terms.shape[1]))
     moves[:, 1 : 1 + count] = -inverse
@@ -131,7 +133,6 @@ def _minimum(
         change[j, i] += 1
         moves[:, 1 + count + term] = -inverse @ change @ at
     shape = moves @ linalg.inv(terms.T @ terms) @ moves.T
-    place = np.exp(at + centre)
     left = loss - terms @ found
     return Optimum(
         scale,
@@ -234,7 +235,6 @@ class Fit:
             "left_out": [
                 {"N": one.scale.N, "D": one.scale.D, "why": one.problem} for one in self.optima if one.problem
             ],
-            "batch": self.problem,
             "loss_error": math.sqrt(self.variance),
             **{
                 key: {
