@@ -1,7 +1,8 @@
 """The optima of a grid, and the power laws through them with their intervals.
 
 First, for each (N, D), the minimum of a quadratic in log learning rate and log batch through the losses near the best
-training. Then log optimum = a + b log N + c log D by weighted least squares over all (N, D).
+training; the further a loss lies above the best, the less it counts, because only there is the surface a quadratic.
+Then log optimum = a + b log N + c log D by weighted least squares over all (N, D).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from model.scaling.grid import groups
 from model.scaling.law import Law, PowerLaw, Scale, Variable
 
 NEAR = 2  # steps of the grid to each side of the best training that the quadratic goes through
+FLAT = 1e-9  # a second derivative that is rounding
 CONFIDENCE = 0.95
 
 
@@ -65,7 +67,7 @@ def optimum(rows: Sequence[dict[str, Any]]) -> Optimum:
     """The optimum of one (N, D), from the trainings of its learning rates, batches and seeds.
 
     With three or more batch sizes the quadratic is in both; with fewer, in the learning rate at the best of them.
-    A minimum at or beyond the edge of what was tried is no optimum: `problem` says which edge.
+    A minimum at or beyond the edge of these trainings is no optimum: `problem` says which edge.
     """
     scale = Scale(rows[0]["parameters"], rows[0]["tokens"], rows[0]["compute"])
     rates, batches = (sorted({row[key] for row in rows}) for key in ("learning_rate", "batch_tokens"))
@@ -77,14 +79,10 @@ def optimum(rows: Sequence[dict[str, Any]]) -> Optimum:
         mean.setdefault((row["learning_rate"], row["batch_tokens"]), []).append(loss_of(row))
     best = min(mean, key=lambda place: float(np.mean(mean[place])))
     with_batch = len(batches) >= 3
-    names, values = ["learning_rate"], [rates]
-    if with_batch:
-        names, values = [*names, "batch_tokens"], [rates, batches]
-    else:
+    names = ["learning_rate", "batch_tokens"] if with_batch else ["learning_rate"]
+    if not with_batch:
         fine = [row for row in fine if row["batch_tokens"] == best[1]]
-    for name, tried, value in zip(names, values, best, strict=False):
-        if value in (tried[0], tried[-1]):
-            return Optimum(scale, problem=_edge(name, value, "the best training is the first or last of those tried"))
+    for name, tried, value in zip(names, (rates, batches), best, strict=False):
         at = tried.index(value)
         near = tried[max(0, at - NEAR) : at + NEAR + 1]
         fine = [row for row in fine if row[name] in near]
@@ -109,12 +107,15 @@ def _minimum(
     terms, count = log_terms(x), len(names)
     if np.linalg.matrix_rank(terms) < terms.shape[1]:
         return Optimum(scale, problem=f"{len(x)} trainings near the best are too few for a quadratic")
-    found, *_ = linalg.lstsq(terms, loss)
+    excess = loss - loss.min()
+    weight = 1 / (1 + (excess / (np.median(excess) or 1.0)) ** 2)
+    weighed = terms * weight[:, None]
+    found, *_ = linalg.lstsq(weighed, loss * weight)
     gradient = found[1 : 1 + count]
     curve = np.zeros((count, count))
     curve[np.triu_indices(count)] = found[1 + count :]
     curve = curve + curve.T  # the second derivatives: twice the coefficient of a square, once that of a product
-    if linalg.eigvalsh(curve).min() <= 0:
+    if linalg.eigvalsh(curve).min() <= FLAT:
         return Optimum(scale, problem="the losses near the best training have no minimum: they are not a bowl")
     inverse = linalg.inv(curve)
     at = -inverse @ gradient
@@ -132,8 +133,8 @@ def _minimum(
         change[i, j] += 1
         change[j, i] += 1
         moves[:, 1 + count + term] = -inverse @ change @ at
-    shape = moves @ linalg.inv(terms.T @ terms) @ moves.T
-    left = loss - terms @ found
+    shape = moves @ linalg.inv(weighed.T @ weighed) @ moves.T
+    left = (loss - terms @ found) * weight
     return Optimum(
         scale,
         learning_rate=float(place[0]),
@@ -181,11 +182,11 @@ def fit_power(
     points cannot be fitted and is left away. FactoryError where there are no more points than unknowns.
     """
     spread = [v for v in variables if len({getattr(scale, v) for scale in scales}) > 1]
-    x = np.array([[1.0, *(math.log(getattr(scale, v)) for v in spread)] for scale in scales])
+    points, unknowns = len(scales), 1 + len(spread)
+    x = np.array([[1.0, *(math.log(getattr(scale, v)) for v in spread)] for scale in scales]).reshape(-1, unknowns)
     y, weight = np.log(values), 1 / np.asarray(errors, float)
-    points, unknowns = x.shape
     if points <= unknowns or np.linalg.matrix_rank(x) < unknowns:
-        raise FactoryError(f"{points} optima for a law of {unknowns} unknowns in {' and '.join(spread) or 'nothing'}")
+        raise FactoryError(f"{points} optima inside the grid are too few for {unknowns} unknowns")
     found = _weighted(x, y, weight)
     left = (y - x @ found) * weight
     scatter = float(left @ left) / (points - unknowns)

@@ -73,6 +73,7 @@ def law_picture(fit: Fit, path: Path, depth: Callable[[Scale], float]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     fine = [one for one in fit.optima if not one.problem]
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), dpi=110, squeeze=False, layout="constrained")
@@ -96,6 +97,7 @@ def law_picture(fit: Fit, path: Path, depth: Callable[[Scale], float]) -> None:
                         name = law.name if number == 0 else None
                         place.plot([getattr(s, along) for s in scales], y, style, color=colour, linewidth=1, label=name)
             place.set(xscale="log", yscale="log", xlabel=along, ylabel=label)
+            place.xaxis.set_minor_formatter(NullFormatter())
             place.grid(alpha=0.3, which="both")
             if shown:
                 place.legend(fontsize=7)
@@ -110,7 +112,7 @@ def _line(
 ) -> list[Scale]:
     values = [getattr(one.scale, along) for one in shown]
     made = []
-    for x in np.geomspace(min(values) / 1.3, max(values) * 1.3, 30):
+    for x in np.geomspace(min(values), max(values), 30):
         scale = Scale(**{along: float(x), fixed: value, "C": math.nan})
         made.append(scale._replace(C=depth(scale)))
     return made

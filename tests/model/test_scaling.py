@@ -220,11 +220,11 @@ def test_the_minimum_of_any_bowl_is_found(one: float, other: float, lean: float,
 
 def test_an_optimum_at_the_edge_is_told_and_left_out() -> None:
     rows = drawn(np.random.default_rng(2), 0.001)
-    kept = [row for row in rows if not (row["size"] == 2 and row["tokens"] == 1e9 and row["learning_rate"] > 0.05)]
+    kept = [row for row in rows if not (row["size"] == 2 and row["tokens"] == 1e9 and row["learning_rate"] > 0.07)]
     found = fit(kept)
     *others, edge = found.optima
     assert not any(one.problem for one in others)
-    assert re.search(r"the minimum in learning_rate lies at the edge, 0\.0", edge.problem)
+    assert re.search(r"the minimum in learning_rate lies at the edge, 0\.1", edge.problem)
     law = found.law("x", "y")
     assert law.details["points"] == 8 and law.details["left_out"][0]["why"] == edge.problem
     assert found.learning_rate and found.learning_rate.power.exponents["N"] == pytest.approx(-0.7, abs=0.02)
@@ -234,7 +234,8 @@ def test_what_is_no_bowl_is_told() -> None:
     rows = drawn(np.random.default_rng(2), 0.0)[:35]
     assert optimum([{**row, "diverged": True} for row in rows]).problem == "every training diverged"
     saddle = [{**row, "loss": 6 - row["loss"]} for row in rows]
-    assert "edge" in optimum(saddle).problem
+    assert re.search("edge|no minimum", optimum(saddle).problem)
+    assert "no minimum" in optimum([{**row, "loss": 3.0} for row in rows]).problem
     lonely = [{**row, "diverged": row["loss"] > sorted(r["loss"] for r in rows)[3]} for row in rows]
     assert "too few" in optimum(lonely).problem
 
@@ -266,9 +267,10 @@ def test_variables_that_do_not_vary_are_left_away_and_too_few_points_are_no_law(
     assert found.learning_rate and set(found.learning_rate.power.exponents) == {"D"}
     assert found.batch_tokens and set(found.batch_tokens.power.exponents) == {"D"}
     few = fit([row for row in rows if row["tokens"] < 1e9])
-    assert few.problem == "no law of the learning rate: 2 optima for a law of 2 unknowns in D"
+    assert few.problem == "no law of the learning rate: 2 optima inside the grid are too few for 2 unknowns"
     with pytest.raises(FactoryError, match="no law of the learning rate"):
         few.law("x", "y")
+    assert "0 optima" in fit([{**row, "diverged": True} for row in rows]).problem
 
 
 # In a recipe
