@@ -19,7 +19,8 @@ from torch import Tensor
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
 from model.attention import DualChunk
-from model.config import ModelConfig, section
+from model.config import ModelConfig
+from model.options import section
 from model.rope import RopeScaling
 from model.transformer import Transformer
 
@@ -46,7 +47,6 @@ STORED_MOE = (
 )
 
 
-# Ours -> the name in config.json's description of scaled positions.
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training's state aside and rename it: the last good one stays until the new one is whole."""
     try:
@@ -105,19 +105,14 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load_hf(folder: str | Path) -> Transformer:
+def load_hf(folder: str | Path, config: ModelConfig | None = None) -> Transformer:
     """Read a Qwen2, Qwen2-MoE or Llama checkpoint folder, ours or anyone's, in the number format that it is stored in.
 
-    Raises FactoryError that names the parameter where the weights do not fit the configuration.
+    `config` stands for the checkpoint's own: the same shape with positions read in another way. Raises FactoryError
+    that names the parameter where the weights do not fit the configuration.
     """
     folder = Path(folder)
-    try:
-        given = json.loads((folder / "config.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
-    except ValueError as error:
-        raise FactoryError(f"{folder}/config.json: not valid JSON: {error}") from error
-    config = _config(folder, given)
+    config = config or read_config(folder)
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Transformer(config)
     weights: dict[str, Tensor] = {}
@@ -136,7 +131,7 @@ def load_hf(folder: str | Path) -> Transformer:
         if name not in weights:
             raise FactoryError(f"{folder}: parameter {name} is missing")
         if weights[name].shape != tensor.shape:
-            shapes = f"{tuple(weights[name].shape)}, but config.json asks for {tuple(tensor.shape)}"
+            shapes = f"{tuple(weights[name].shape)}, but the configuration asks for {tuple(tensor.shape)}"
             raise FactoryError(f"{folder}: parameter {name} has shape {shapes}")
     unknown = sorted(weights.keys() - expected.keys())
     if unknown:
@@ -205,7 +200,15 @@ def _together(folder: Path, weights: dict[str, Tensor], experts: int) -> dict[st
     return weights
 
 
-def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
+def configuration(folder: str | Path) -> dict[str, Any]:
+    """The keys of ModelConfig that a checkpoint's config.json gives; FactoryError where it is none that can be read."""
+    folder = Path(folder)
+    try:
+        given = json.loads((folder / "config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
+    except ValueError as error:
+        raise FactoryError(f"{folder}/config.json: not valid JSON: {error}") from error
     kind = given.get("model_type")
     if kind not in ARCHITECTURES:
         raise FactoryError(f"{folder}: model_type {kind!r}: only {', '.join(ARCHITECTURES)} can be read")
@@ -234,10 +237,15 @@ def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
         # Further keys there are of sparse attention, an approximation of this for speed.
         known = {field.name: dual[field.name] for field in dataclasses.fields(DualChunk) if field.name in dual}
         values["dual_chunk_attention_config"] = section("dual_chunk_attention_config", DualChunk, known, where)
-    config = ModelConfig(model_type=kind, **values)
-    config.check()
-    if given.get("head_dim") not in (None, config.head_dim):
+    if given.get("head_dim") not in (None, values["hidden_size"] // values["num_attention_heads"]):
         raise FactoryError(
             f"{folder}: head_dim = {given['head_dim']}: only hidden_size / num_attention_heads can be read"
         )
+    return {"model_type": kind, **values}
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a checkpoint, checked."""
+    config = ModelConfig(**configuration(folder))
+    config.check()
     return config

@@ -1,4 +1,5 @@
-"""Pre-training: next-token prediction with AdamW, evaluation, and checkpoints that go on bit for bit."""
+"""Pre-training: next-token prediction with AdamW over the stages of a recipe, evaluation, and checkpoints that go on
+bit for bit."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from torch import Tensor
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
 from model.attention import separated
-from model.checkpoint import load_hf, load_state, save_state
+from model.checkpoint import load_hf, load_state, save_hf, save_state
 from model.config import OptimizerConfig, TrainRecipe
-from model.data import IGNORE, Block, Stream, TokenDataset, read
+from model.curriculum import Stage, stages
+from model.data import IGNORE, Span, TokenDataset, allot, read
 from model.moe import Routing, balance_loss, expert_load
+from model.stream import Mixture, Stream, blocks
 from model.transformer import Transformer
 from model.upcycle import upcycle
 
@@ -37,17 +40,27 @@ EXPERT_METRICS = ("balance_loss", "expert_load_max", "expert_load_min")
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
+        ("stage", pa.string()),
         ("tokens", pa.int64()),
         ("loss", pa.float64()),
         ("evaluation_loss", pa.float64()),
         ("learning_rate", pa.float64()),
         ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
+        ("data_seconds", pa.float64()),  # of these, waiting for the data
         *((name, pa.float64()) for name in EXPERT_METRICS),
     ]
 )
 # What may differ when a training goes on: it changes neither the weights nor what the metrics mean.
-FREE = ("data.path", "train.save_every", "train.sample_prompt", "train.threads")
+FREE = (
+    "data.path",
+    "data.sets",
+    "train.save_every",
+    "train.sample_prompt",
+    "train.tensorboard",
+    "train.threads",
+    "train.micro_batch_size",
+)
 
 
 class Diverged(FactoryError):
@@ -60,18 +73,6 @@ class Stopped(Exception):
     def __init__(self, step: int, number: int) -> None:
         super().__init__(f"stopped after step {step}")
         self.step, self.signal = step, number
-
-
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step 1 .. steps: a straight warm-up, then a cosine, or level and then straight down (WSD)."""
-    top, low = config.learning_rate, config.learning_rate * config.final_share
-    if step <= config.warmup_steps:
-        return top * step / config.warmup_steps
-    if config.schedule == "cosine":
-        done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-        return low + (top - low) * 0.5 * (1 + math.cos(math.pi * done))
-    falling = max(1, round(config.decay_share * steps))
-    return top - (top - low) * max(0.0, (step - (steps - falling)) / falling)
 
 
 def optimizer_for(model: Transformer, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -94,16 +95,16 @@ class Separator:
     restart: bool
 
 
-def separator_of(recipe: TrainRecipe, data: TokenDataset) -> Separator | None:
-    """What data.documents says of this dataset; None where documents are joined."""
-    if recipe.data.documents == "joined":
+def separator_of(documents: str, data: TokenDataset) -> Separator | None:
+    """What `documents` means for this dataset; None where documents are joined."""
+    if documents == "joined":
         return None
     if data.end is None:
         raise FactoryError(
-            f"data.documents = {recipe.data.documents!r}: the tokenizer of {data.folder} has no <|endoftext|>, "
+            f"documents = {documents!r}: the tokenizer of {data.folder} lacks the separator, "
             'so that documents cannot be told apart: use "joined"'
         )
-    return Separator(data.end, recipe.data.documents == "restarted")
+    return Separator(data.end, documents == "restarted")
 
 
 def loss_of(
@@ -124,15 +125,16 @@ def loss_of(
     return total if reduction == "sum" else total / (targets != IGNORE).sum().clamp(min=1)
 
 
-def held_out(blocks: list[Block], length: int, count: int, seed: int) -> np.ndarray:
+def held_out(spans: list[Span], length: int, count: int, seed: int) -> np.ndarray:
     """At most `count` held-out sequences, spread evenly over the places that were held out."""
-    order = np.random.default_rng([seed, 4]).permutation(len(blocks))[:EVALUATION_BLOCKS]
+    places = [block for span in spans for block in blocks(span, length)]
+    order = np.random.default_rng([seed, 4]).permutation(len(places))[:EVALUATION_BLOCKS]
     share = math.ceil(count / max(1, len(order)))
-    parts = []
+    parts = [np.empty((0, length), np.int32)]
     for number in sorted(order.tolist()):
-        rows = read([blocks[number]], length)
+        rows = read([places[number]], length)
         parts.append(rows[np.unique(np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(np.int64))])
-    return np.concatenate(parts)[:count] if parts else np.empty((0, length), np.int32)
+    return np.concatenate(parts)[:count]
 
 
 @torch.no_grad()
@@ -146,11 +148,13 @@ def evaluate(model: Transformer, sequences: np.ndarray, batch_size: int, separat
     return total / max(1, tokens)
 
 
-def identity(recipe: TrainRecipe, data: TokenDataset) -> dict[str, Any]:
+def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str, Any]:
     """What a training is, apart from where and how fast: two runs of one identity give the same weights."""
     parts = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("model", "data", "optimizer", "train")}
     flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
-    return {key: value for key, value in flat.items() if key not in FREE} | {"data.key": data.key}
+    keys = {f"key of {name}": one.key for name, one in data.items()}
+    curriculum = {f"stage {one.name}": dataclasses.asdict(one) for one in recipe.stages}
+    return {key: value for key, value in flat.items() if key not in FREE} | keys | curriculum
 
 
 def cores() -> int:
@@ -178,39 +182,79 @@ def stop_signals() -> Iterator[list[int]]:
 class Pretraining:
     """One training in a run folder: `run()` starts it, or goes on from the folder's checkpoint.
 
-    `model` holds the weights and `metrics` a row for each step (see METRICS) when it has ended.
+    `data` are the datasets by name, `stages` what the recipe's stages come to; `model` holds the weights and `metrics`
+    a row for each step (see METRICS) when it has ended.
     """
 
-    def __init__(self, recipe: TrainRecipe, data: TokenDataset, folder: Path) -> None:
+    def __init__(self, recipe: TrainRecipe, data: Mapping[str, TokenDataset], folder: Path) -> None:
         self.recipe, self.data, self.folder = recipe, data, folder
         self.state_path = folder / "checkpoint" / "training.pt"
         self.identity = identity(recipe, data)
-        if data.sequence_length > recipe.model.max_position_embeddings:
-            raise FactoryError(
-                f"{data.folder} has sequences of {data.sequence_length} tokens, but model.max_position_embeddings is "
-                f"{recipe.model.max_position_embeddings}: raise it, or pack shorter sequences"
-            )
+        self.tokenizer = next(iter(data.values()))  # all have the same
+        self.stages = stages(recipe, max(one.row_length for one in data.values()))
+        self.steps = self.stages[-1].last
+        for stage in self.stages:
+            separator_of(stage.documents, self.tokenizer)
+        self.parts = self._parts()
         torch.set_num_threads(recipe.train.threads or cores())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = self._new().to(self.device)
         self.optimizer = optimizer_for(self.model, recipe.optimizer)
-        self.separator = separator_of(recipe, data)
-        self.stream = Stream(data.training, data.sequence_length, recipe.data)
-        self.held_out = held_out(
-            data.evaluation, data.sequence_length, recipe.train.evaluation_sequences, recipe.data.seed
-        )
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
         if self.state_path.exists():
             self._restore()
+        self._enter(next((stage for stage in self.stages if self.step < stage.last), self.stages[-1]))
+
+    def _parts(self) -> dict[str, list[list[Span]]]:
+        """Of each dataset the tokens for each stage; none twice where there are enough."""
+        whole = {name: sum(span.tokens for span in one.training) for name, one in self.data.items()}
+        found = {}
+        for name, one in self.data.items():
+            shares = [(stage.weights or whole).get(name, 0) for stage in self.stages]
+            totals = [sum((stage.weights or whole).values()) for stage in self.stages]
+            demands = [
+                math.ceil(stage.tokens * share / total)
+                for stage, share, total in zip(self.stages, shares, totals, strict=True)
+            ]
+            found[name] = allot(one.training, demands, self.recipe.data.seed)
+        return found
 
     def _new(self) -> Transformer:
-        if self.recipe.train.upcycle and not self.state_path.exists():
-            dense = load_hf(self.recipe.train.upcycle).float()
-            return upcycle(dense, self.recipe.model, self.recipe.train.seed)
+        train, begun = self.recipe.train, self.state_path.exists()
+        if train.upcycle and not begun:
+            return upcycle(load_hf(train.upcycle).float(), self.recipe.model, train.seed)
+        if train.start and not begun:
+            return load_hf(train.start, self.recipe.model).float()
         model = Transformer(self.recipe.model)
-        model.initialise(self.recipe.train.seed)
+        model.initialise(train.seed)
         return model
+
+    def _enter(self, stage: Stage) -> None:
+        """Make the model and the data those of a stage."""
+        self.stage = stage
+        self.model.configure(stage.model)
+        self.separator = separator_of(stage.documents, self.tokenizer)
+        config, number = self.recipe.data, self.stages.index(stage)
+        streams = {
+            name: Stream(
+                parts[number], stage.sequence_length, [config.seed, number], config.shuffle_tokens // len(self.data)
+            )
+            for name, parts in self.parts.items()
+            if parts[number]
+        }
+        self.mixture = Mixture(streams, stage.weights, stage.maximum_share)
+        self.held_out = self._held_out(stage)
+
+    def _held_out(self, stage: Stage) -> np.ndarray:
+        """Held-out sequences of a stage, each set's share as in training."""
+        config, count = self.recipe.data, self.recipe.train.evaluation_sequences
+        shares = dict(zip(self.mixture.names, self.mixture.quota / self.mixture.quota.sum(), strict=True))
+        parts = [
+            held_out(self.data[name].evaluation, stage.sequence_length, max(1, round(count * share)), config.seed)
+            for name, share in shares.items()
+        ]
+        return np.concatenate(parts)
 
     def _restore(self) -> None:
         state = load_state(self.state_path)
@@ -242,61 +286,90 @@ class Pretraining:
         }
         save_state(self.state_path, state)
 
+    def save_model(self, name: str) -> None:
+        """Write checkpoint/NAME in Hugging Face's form."""
+        save_hf(self.model, self.folder / "checkpoint" / name, self.tokenizer.tokenizer, self.tokenizer.stop)
+
     def run(self, report: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
         """Train to the end. `report` gets each step's row of metrics. Raises Stopped after SIGTERM or SIGINT."""
         train = self.recipe.train
         with stop_signals() as caught:
-            while self.step < train.steps:
+            while self.step < self.steps:
+                if self.step == self.stage.last:
+                    self.save_model(f"stage-{self.stage.name}")
+                    self._enter(self.stages[self.stages.index(self.stage) + 1])
                 row = self._step()
-                if self.step % train.evaluate_every == 0 or self.step == train.steps:
+                ends = self.step == self.stage.last
+                if self.step % train.evaluate_every == 0 or ends:
                     row["evaluation_loss"] = self._evaluate()
                 self.metrics.append(row)
                 report(row)
-                if caught or self.step % train.save_every == 0 or self.step == train.steps:
+                if caught or self.step % train.save_every == 0 or ends:
                     self.save()
-                if caught and self.step < train.steps:
+                if caught and self.step < self.steps:
                     raise Stopped(self.step, caught[0])
 
     def _evaluate(self) -> float | None:
         if not len(self.held_out):
             return None
-        return evaluate(self.model, self.held_out, self.recipe.train.batch_size, self.separator)
+        size = self.recipe.train.micro_batch_size or self.stage.batch_size
+        return evaluate(self.model, self.held_out, size, self.separator)
+
+    def _batch(self) -> list[np.ndarray]:
+        """The sequences of the next step, in parts that fit into memory at once."""
+        stage = self.stage
+        groups = self.mixture.batch((self.step - stage.first) * stage.batch_size, stage.batch_size)
+        size = (self.recipe.train.micro_batch_size or stage.batch_size) * stage.sequence_length
+        return [
+            group[at : at + size // group.shape[1]]
+            for group in groups
+            for at in range(0, len(group), size // group.shape[1])
+        ]
 
     def _step(self) -> dict[str, Any]:
         begin = time.perf_counter()
-        train = self.recipe.train
-        batch = self.stream.batch(self.step * train.batch_size, train.batch_size)
-        rate = learning_rate(self.step + 1, train.steps, self.recipe.optimizer)
+        parts = self._batch()
+        read = time.perf_counter()
+        rate = self.stage.learning_rate(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        routings: list[Routing] = []
-        loss = loss_of(self.model, batch, "mean", self.separator, routings)
-        total, experts = loss, dict.fromkeys(EXPERT_METRICS)
-        if routings:
-            real = torch.from_numpy(batch[:, :-1] != IGNORE).flatten().to(loss.device)
-            balance, load = balance_loss(routings, real), expert_load(routings, real)
-            total = loss + self.recipe.model.router_aux_loss_coef * balance
-            experts = dict(zip(EXPERT_METRICS, (balance.item(), load.max().item(), load.min().item()), strict=True))
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
-        values = loss.item(), norm.item()
-        if not all(map(math.isfinite, values)):
-            places = self.stream.places(self.step * train.batch_size, train.batch_size)
+        targets = sum(int((part[:, 1:] != IGNORE).sum()) for part in parts)
+        # A batch may hold no target at all: a shard's last sequence can be one token long.
+        results = [self._back(part, max(1, targets)) for part in parts]
+        loss, *experts = (sum(values) for values in zip(*results, strict=True)) if results else (0.0,)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            places = self.mixture.places((self.step - self.stage.first) * self.stage.batch_size, self.stage.batch_size)
             raise Diverged(
-                f"step {self.step + 1}: loss {values[0]}, gradient norm {values[1]}: stopped, the last good checkpoint "
+                f"step {self.step + 1}: loss {loss}, gradient norm {norm}: stopped, the last good checkpoint "
                 f"stays; lower optimizer.learning_rate, or look at the batch: {'; '.join(places)}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        tokens = int((batch != IGNORE).sum()) + (self.metrics[-1]["tokens"] if self.metrics else 0)
+        tokens = sum(int((part != IGNORE).sum()) for part in parts)
         return {
             "step": self.step,
-            "tokens": tokens,
-            "loss": values[0],
+            "stage": self.stage.name,
+            "tokens": tokens + (self.metrics[-1]["tokens"] if self.metrics else 0),
+            "loss": loss,
             "evaluation_loss": None,
             "learning_rate": rate,
-            "gradient_norm": values[1],
+            "gradient_norm": norm,
             "seconds": time.perf_counter() - begin,
-            **experts,
+            "data_seconds": read - begin,
+            **dict(zip(EXPERT_METRICS, experts or [None] * len(EXPERT_METRICS), strict=True)),
         }
+
+    def _back(self, part: np.ndarray, targets: int) -> list[float]:
+        """Add a part's gradients; its part of the loss and, with experts, of EXPERT_METRICS."""
+        routings: list[Routing] = []
+        loss = loss_of(self.model, part, "sum", self.separator, routings) / targets
+        if not routings:
+            loss.backward()
+            return [loss.item()]
+        real = torch.from_numpy(part[:, :-1] != IGNORE).flatten().to(loss.device)
+        share = float((part[:, 1:] != IGNORE).sum()) / targets
+        balance, load = balance_loss(routings, real), expert_load(routings, real)
+        (loss + self.recipe.model.router_aux_loss_coef * share * balance).backward()
+        return [loss.item(), *(share * value.item() for value in (balance, load.max(), load.min()))]

@@ -140,6 +140,10 @@ class Transformer(nn.Module):
     ) -> Tensor:
         return self.lm_head(self.model(ids, cache, documents, routings))
 
+    def configure(self, config: ModelConfig) -> None:
+        """Take over another reading of positions: rope_theta, rope_scaling, dual_chunk_attention_config."""
+        self.config = self.model.config = config
+
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Draw the weights: normal(0, initializer_range), biases 0, norms 1. The same seed gives the same weights."""

@@ -20,9 +20,9 @@ import numpy as np
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import make_folder, remove
-from model.config import load_recipe
-from model.data import TokenDataset
+from model.data import open_datasets
 from model.pretrain import Stopped
+from model.recipe import load_recipe
 from model.scaling import grid
 from model.scaling.fit import Fit, PowerFit, fit
 from model.scaling.law import BUILT_IN, Scale
@@ -35,7 +35,7 @@ USAGE = "usage: python -m model.scaling RECIPE.toml data=DATASET_FOLDER [out=FOL
 def scaling(path: str, words: list[str]) -> Path:
     """Run the grid of a recipe and fit its laws; the folder with all of it. Prints as it goes."""
     recipe = load_recipe(path, words)
-    data = TokenDataset(recipe.data.path, recipe.data.evaluation_share, recipe.data.seed)
+    data = open_datasets(recipe.data)
     recipe = complete(recipe, data)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "scaling" / recipe.name)
     make_folder(str(folder))
@@ -49,7 +49,8 @@ def scaling(path: str, words: list[str]) -> Path:
         print(f"\n{found.problem}; what the grid lacks is said above, its trainings are kept in {folder}")
         return folder
     kind = "the last of training" if rows[0]["evaluation_loss"] is None else "held-out data"
-    law = found.law(recipe.name, f"optima of the loss on {kind}, trained on {data.name}@{data.version}")
+    names = ", ".join(f"{one.name}@{one.version}" for one in data.values())
+    law = found.law(recipe.name, f"optima of the loss on {kind}, trained on {names}")
     law.save(folder / "law.json")
     print(f"\n{equation('learning rate', found.learning_rate)}")
     print(equation("batch, tokens", found.batch_tokens) if found.batch_tokens else found.problem)

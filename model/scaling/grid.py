@@ -13,7 +13,7 @@ import itertools
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside, digest
-from model.config import ModelConfig, TrainRecipe, preset, section
+from model.config import ModelConfig, TrainRecipe
 from model.data import TokenDataset
+from model.options import section
 from model.picture import clock
 from model.pretrain import Diverged, Pretraining, identity
+from model.recipe import preset
 from model.scaling.law import scale_of
 
 POINTS = pa.schema(
@@ -71,9 +73,11 @@ def sized(base: ModelConfig, size: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def points(recipe: TrainRecipe, data: TokenDataset) -> list[Point]:
+def points(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> list[Point]:
     """Every training of the recipe's grid, cheap ones first. `recipe` has the vocabulary's size."""
     grid = recipe.scaling
+    if recipe.stages:
+        raise FactoryError("a grid is of trainings without stages: scaling.tokens says how long each is")
     for name in ("sizes", "tokens", "learning_rates", "batch_sizes"):
         if not getattr(grid, name):
             raise FactoryError(f"scaling.{name} is missing: [scaling] says which {name.replace('_', ' ')} to try")
@@ -88,7 +92,7 @@ def points(recipe: TrainRecipe, data: TokenDataset) -> list[Point]:
 
 def _point(
     recipe: TrainRecipe,
-    data: TokenDataset,
+    data: Mapping[str, TokenDataset],
     model: ModelConfig,
     number: int,
     tokens: int,
@@ -96,16 +100,15 @@ def _point(
     rate: float,
     seed: int,
 ) -> Point:
-    steps = round(tokens / (batch * data.sequence_length))
+    length = max(one.row_length for one in data.values())
+    steps = round(tokens / (batch * length))
     if not steps:
-        raise FactoryError(
-            f"scaling.tokens = {tokens:,} is less than a step of {batch} sequences of {data.sequence_length} tokens"
-        )
+        raise FactoryError(f"scaling.tokens = {tokens:,} is less than a step of {batch} sequences of {length} tokens")
     train = dataclasses.replace(recipe.train, steps=steps, batch_size=batch, seed=seed, evaluate_every=steps)
     warmup = min(recipe.optimizer.warmup_steps, round(WARMUP * steps))
     optimizer = dataclasses.replace(recipe.optimizer, learning_rate=rate, warmup_steps=warmup)
     whole = dataclasses.replace(recipe, model=model, train=train, optimizer=optimizer)
-    scale = scale_of(model, tokens, data.sequence_length)
+    scale = scale_of(model, tokens, length)
     row = {
         "key": digest(identity(whole, data)),
         "size": number,
@@ -114,13 +117,13 @@ def _point(
         "compute": scale.C,
         "learning_rate": rate,
         "batch_size": batch,
-        "batch_tokens": batch * data.sequence_length,
+        "batch_tokens": batch * length,
         "seed": seed,
     }
     return Point(whole, row, tokens * (float(scale.N) + model.vocab_size * model.hidden_size) + steps * STEP)
 
 
-def train_point(point: Point, data: TokenDataset, folder: Path) -> dict[str, Any]:
+def train_point(point: Point, data: Mapping[str, TokenDataset], folder: Path) -> dict[str, Any]:
     """Train one and return its row. Raises Stopped after a signal; called again it goes on."""
     work = Pretraining(point.recipe, data, folder)
     try:
@@ -134,7 +137,7 @@ def train_point(point: Point, data: TokenDataset, folder: Path) -> dict[str, Any
     return point.row | ended | {"seconds": sum(row["seconds"] for row in work.metrics)}
 
 
-def run(recipe: TrainRecipe, data: TokenDataset, folder: Path) -> list[dict[str, Any]]:
+def run(recipe: TrainRecipe, data: Mapping[str, TokenDataset], folder: Path) -> list[dict[str, Any]]:
     """Train every point of the grid that points.parquet in `folder` lacks; the rows of this grid."""
     todo = points(recipe, data)
     path = folder / "points.parquet"

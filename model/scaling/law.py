@@ -153,48 +153,74 @@ def load_law(name: str) -> Law:
         raise FactoryError(f"{path}: not a law that model.scaling wrote: {type(error).__name__}: {error}") from error
 
 
-def resolve(recipe: TrainRecipe, sequence_length: int) -> TrainRecipe:
+def resolve(recipe: TrainRecipe, row_length: int) -> TrainRecipe:
     """The recipe with numbers in place of `scaling`; says which, by which law, and where it extrapolates.
 
-    D is what the recipe trains on, steps x batch x length. Where the batch is the law's too, it is the one that is
-    right for the D that it makes: B = f(steps B).
+    D is what the recipe trains on: the tokens of all its stages, or steps x batch x `row_length`, the length of the
+    data's rows. A stage whose schedule says `scaling` begins at the same rate.
     """
-    rate, batch = recipe.optimizer.learning_rate, recipe.train.batch_size
-    if SCALING not in (rate, batch):
-        return recipe
-    law = load_law(recipe.optimizer.scaling)
-    if batch == SCALING:
-        batch = sequences(law, recipe, sequence_length)
-    tokens = recipe.train.steps * batch * sequence_length
-    scale = scale_of(recipe.model, tokens, sequence_length)
-    said = []
-    if recipe.train.batch_size == SCALING:
-        said.append(f"batch_size = {batch} ({batch * sequence_length:,} tokens)")
-    if rate == SCALING:
-        interval = law.learning_rate.interval(scale)
-        rate = law.learning_rate(scale)
-        said.append(
-            f"learning_rate = {rate:.4g}" + (f" (95% {interval[0]:.3g} to {interval[1]:.3g})" if interval else "")
+    schedules = [recipe.optimizer, *(stage.optimizer for stage in recipe.stages)]
+    asked = [
+        name
+        for name, found in (
+            ("batch_size", recipe.train.batch_size == SCALING),
+            ("learning_rate", any(one is not None and one.learning_rate == SCALING for one in schedules)),
         )
+        if found
+    ]
+    if not asked:
+        return recipe
+    law, said = load_law(recipe.optimizer.scaling), []
+    if "batch_size" in asked:
+        length = (recipe.stages and recipe.stages[0].sequence_length) or row_length
+        batch = sequences(law, recipe, length)
+        said.append(f"batch_size = {batch} ({batch * length:,} tokens)")
+        recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch_size=batch))
+    scale = whole_scale(recipe, row_length)
+    if "learning_rate" in asked:
+        rate, ends = law.learning_rate(scale), law.learning_rate.interval(scale)
+        said.append(f"learning_rate = {rate:.4g}" + (f" (95% {ends[0]:.3g} to {ends[1]:.3g})" if ends else ""))
+        recipe = _with_rate(recipe, rate)
     print(f"{' and '.join(said)} by the law {law.name!r}: N = {scale.N:,}, D = {scale.D:,}, C = {scale.C:.3g}")
     for line in law.outside(scale):
         print(f"warning: {line}", file=sys.stderr)
-    return dataclasses.replace(
-        recipe,
-        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=rate),
-        train=dataclasses.replace(recipe.train, batch_size=batch),
-    )
+    return recipe
 
 
-def sequences(law: Law, recipe: TrainRecipe, sequence_length: int) -> int:
-    """The batch, in whole sequences, at least one, that solves B = f(steps B) for the recipe's steps."""
+def _with_rate(recipe: TrainRecipe, rate: float) -> TrainRecipe:
+    def filled(part: Any) -> Any:
+        return dataclasses.replace(part, learning_rate=rate) if part and part.learning_rate == SCALING else part
+
+    stages = tuple(dataclasses.replace(stage, optimizer=filled(stage.optimizer)) for stage in recipe.stages)
+    return dataclasses.replace(recipe, optimizer=filled(recipe.optimizer), stages=stages)
+
+
+def whole_scale(recipe: TrainRecipe, row_length: int) -> Scale:
+    """The scale of all of a recipe's training: its stages, or its steps of sequences of `row_length`."""
+    if not recipe.stages:
+        return scale_of(recipe.model, recipe.train.steps * recipe.train.batch_size * row_length, row_length)
+    tokens, operations, length = 0, 0.0, row_length
+    for stage in recipe.stages:
+        length = stage.sequence_length or length
+        tokens, operations = tokens + stage.tokens, operations + compute(recipe.model, length) * stage.tokens
+    return Scale(parameters(recipe.model), tokens, operations)
+
+
+def sequences(law: Law, recipe: TrainRecipe, length: int) -> int:
+    """The law's batch in whole sequences of `length`, at least one.
+
+    It is for the tokens of the stages. Without stages the tokens are those of the recipe's steps, so that it is the
+    batch that is right for the tokens that it makes itself: B = f(steps B).
+    """
     power = law.batch_tokens
     if power is None:
         raise FactoryError(f"the law {law.name!r} has no batch size: give train.batch_size a number")
+    if recipe.stages:
+        return max(1, round(power(whole_scale(recipe, length)) / length))
     growth = power.exponents.get("D", 0.0) + power.exponents.get("C", 0.0)
     if growth >= 1:
         raise FactoryError(
             f"the batch of the law {law.name!r} grows as fast as the tokens: give train.batch_size a number"
         )
-    one = scale_of(recipe.model, recipe.train.steps, sequence_length)  # as if a step had one token
-    return max(1, round(power(one) ** (1 / (1 - growth)) / sequence_length))
+    one = scale_of(recipe.model, recipe.train.steps, length)  # as if a step had one token
+    return max(1, round(power(one) ** (1 / (1 - growth)) / length))

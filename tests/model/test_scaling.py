@@ -20,13 +20,25 @@ from scipy import optimize
 
 from factory.engine.errors import FactoryError
 from model import train
-from model.config import ModelConfig, TrainConfig, TrainRecipe, load_recipe, preset
-from model.data import TokenDataset
+from model.config import ModelConfig, Schedule, StageConfig, TrainConfig, TrainRecipe
+from model.data import open_datasets
 from model.pretrain import Stopped
+from model.recipe import load_recipe, preset
 from model.scaling import Grid, grid
 from model.scaling.__main__ import main
 from model.scaling.fit import fit, fit_power, optimum
-from model.scaling.law import BUILT_IN, Law, PowerLaw, Scale, compute, load_law, parameters, resolve, scale_of
+from model.scaling.law import (
+    BUILT_IN,
+    Law,
+    PowerLaw,
+    Scale,
+    compute,
+    load_law,
+    parameters,
+    resolve,
+    scale_of,
+    whole_scale,
+)
 from model.scaling.law import sequences as batch_for
 from model.transformer import Transformer
 
@@ -301,7 +313,7 @@ def test_the_batch_is_right_for_the_tokens_that_it_makes(steps: int, name: str) 
 
 def start(recipe: Path, dataset: Path, *words: str) -> TrainRecipe:
     loaded = load_recipe(recipe, [f"data={dataset}", *words])
-    return train.fit(loaded, TokenDataset(loaded.data.path, loaded.data.evaluation_share, loaded.data.seed))
+    return train.fit(loaded, open_datasets(loaded.data))
 
 
 def test_a_recipe_takes_the_law_and_says_so(
@@ -321,6 +333,21 @@ def test_a_recipe_takes_the_law_and_says_so(
     rows = pq.read_table(out / "metrics.parquet").to_pylist()
     assert max(row["learning_rate"] for row in rows) == pytest.approx(rate)
     assert rows[-1]["tokens"] == 20 * 32
+
+
+def test_with_stages_the_tokens_are_those_of_all_of_them() -> None:
+    asking: Any = "scaling"
+    stages = (
+        StageConfig(name="a", tokens=3_000_000, sequence_length=64),
+        StageConfig(name="b", tokens=1_000_000, sequence_length=256, optimizer=Schedule(learning_rate=asking)),
+    )
+    model = ModelConfig(vocab_size=100)
+    made = resolve(TrainRecipe(model=model, stages=stages, train=TrainConfig(batch_size=asking)), 32)
+    rate = 1.79 * parameters(model) ** -0.713 * 4e6**0.307
+    assert made.train.batch_size == round(0.58 * 4e6**0.571 / 64)
+    assert made.stages[1].optimizer and made.stages[1].optimizer.learning_rate == pytest.approx(rate)
+    assert made.optimizer.learning_rate == 1e-3
+    assert pytest.approx(3e6 * compute(model, 64) + 1e6 * compute(model, 256)) == whole_scale(made, 32).C
 
 
 def test_a_number_stays_and_a_law_of_ones_own_is_read(
@@ -441,7 +468,7 @@ def sized(recipe: Path, number: int) -> ModelConfig:
 
 def test_a_training_that_is_cut_off_goes_on_where_it_was(gridded: Path, dataset: Path, tmp_path: Path) -> None:
     loaded = start(gridded, dataset, "scaling.tokens=[4096]", "learning_rates=[1e-2]", "seeds=2", "save_every=7")
-    data = TokenDataset(dataset, loaded.data.evaluation_share, 0)
+    data = open_datasets(loaded.data)
     first, *_, last = grid.points(loaded, data)
     assert first.recipe.train.seed == 0 and last.recipe.train.seed == 1 and first.row["key"] != last.row["key"]
     assert first.recipe.train.steps == 64 and first.recipe.optimizer.warmup_steps == 5
