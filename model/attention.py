@@ -22,6 +22,7 @@ from model.rope import frequencies, rotate, turns
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
+    from model.parallel import Context
 
 aten = torch.ops.aten
 
@@ -86,21 +87,36 @@ def separated(ids: Tensor, end: int, restart: bool) -> Documents:
     return Documents(F.pad(ids[:, :-1] == end, (1, 0), value=True), restart)
 
 
-def plan(config: ModelConfig, length: int, before: int, documents: Documents | None, device: torch.device) -> Plan:
-    """How the `length` tokens that follow `before` cached ones attend."""
-    if documents is not None and before:
-        raise ValueError("documents and a cache cannot be used together")
+def plan(
+    config: ModelConfig,
+    length: int,
+    before: int,
+    documents: Documents | None,
+    device: torch.device,
+    context: Context | None = None,
+) -> Plan:
+    """How the `length` tokens that follow `before` cached ones attend.
+
+    With a `context` these are this rank's part of sequences that several ranks share; `documents` are the whole
+    sequences'.
+    """
+    if before and (documents is not None or context is not None):
+        raise ValueError("a cache cannot be used together with documents or a context of several ranks")
     class_ = Full if config.dual_chunk_attention_config is None else DualChunks
-    return class_(config, torch.arange(before, before + length, device=device), documents)
+    length *= context.size if context is not None else 1
+    return class_(config, torch.arange(before, before + length, device=device), documents, context)
 
 
 class Plan(ABC):
     """Positions and spans of one forward pass. Subclasses rotate and attend."""
 
-    def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
-        self.config, self.documents = config, documents
+    def __init__(
+        self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
+    ) -> None:
+        self.config, self.documents, self.context = config, documents, context
         self.spans = documents.spans() if documents is not None else []
-        self.positions = run if documents is None else documents.positions()[:, None]  # [T], or [B or 1, 1, T]
+        self.length = len(run)
+        self.positions = self.mine(run if documents is None else documents.positions()[:, None])  # [T], [B or 1, 1, T]
         self.frequency, self.factor = frequencies(
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
@@ -113,6 +129,10 @@ class Plan(ABC):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, T, D], not yet turned, to k and v [B, G, S, D]: [B, H, T, D]."""
 
+    def mine(self, x: Tensor) -> Tensor:
+        """This rank's part of what has a value for each place of the sequences [..., T]."""
+        return x if self.context is None else self.context.part(x)
+
     def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return turns(positions, self.frequency, self.factor)
 
@@ -121,7 +141,9 @@ class Plan(ABC):
         return 0 if self.documents is None or self.documents.restart else begin
 
     def each(self, attend: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-        """attend(*parts, origin) over whole sequences, or over each document: [B, H, T, D]."""
+        """attend(*parts, origin) over whole sequences, or over each document: [B, H, T, D]. k and v come last."""
+        if self.context is not None:
+            return self._shared(self.context, attend, *parts)
         if not self.spans:
             return attend(*parts, self.origin(0))
         rows: dict[int, list[Tensor]] = {}
@@ -130,19 +152,45 @@ class Plan(ABC):
             rows.setdefault(row, []).append(attend(*pieces, self.origin(begin)))
         return torch.cat([torch.cat(row, dim=2) for row in rows.values()])
 
+    def _shared(self, context: Context, attend: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+        """As `each`, of this rank's queries to the keys and values of all ranks."""
+        *queries, k, v = parts
+        k, v = context.whole(k, 2), context.whole(v, 2)
+        out = torch.empty_like(queries[0])
+        spans = [(slice(row, row + 1), begin, end) for row, begin, end in self.spans]
+        at = 0
+        for first, last in context.spans(self.length):
+            for rows, begin, end in spans or [(slice(None), 0, self.length)]:
+                low, high = max(begin, first), min(end, last)
+                if low >= high:
+                    continue
+                mine, seen = slice(at + low - first, at + high - first), slice(begin, high)
+                pieces = (q[rows, :, mine] for q in queries)
+                out[rows, :, mine] = attend(*pieces, k[rows, :, seen], v[rows, :, seen], self.origin(begin))
+            at += last - first
+        return out
+
 
 class Full(Plan):
     """Each token sees all before it."""
 
-    def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
-        super().__init__(config, run, documents)
+    def __init__(
+        self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
+    ) -> None:
+        super().__init__(config, run, documents, context)
         self.turn = self.turns(self.positions)
 
     def keys(self, k: Tensor) -> Tensor:
         return rotate(k, self.turn)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.each(full_attention, rotate(q, self.turn), k, v)
+        attend = full_attention if self.context is None else later_attention
+        return self.each(attend, rotate(q, self.turn), k, v)
+
+
+def later_attention(q: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
+    """full_attention of the last queries to many more keys, in memory that grows with their number alone."""
+    return ChunkedAttention.apply(q, q, q, k, v, origin + k.shape[2], origin)  # all in one chunk
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, origin: int = 0) -> Tensor:
@@ -167,8 +215,10 @@ class DualChunks(Plan):
     (The authors' code and vLLM's had c for c - 1.)
     """
 
-    def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
-        super().__init__(config, run, documents)
+    def __init__(
+        self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
+    ) -> None:
+        super().__init__(config, run, documents, context)
         dual = config.dual_chunk_attention_config
         assert dual is not None
         self.chunk = dual.chunk
@@ -180,7 +230,7 @@ class DualChunks(Plan):
         self.sharpness: Tensor | None = None
         if dual.original_max_position_embeddings:
             seen = (run if documents is None else Documents(documents.first, True).positions()[:, None]) + 1
-            scale = (seen / dual.original_max_position_embeddings).clamp(min=1)
+            scale = (self.mine(seen) / dual.original_max_position_embeddings).clamp(min=1)
             self.sharpness = (0.1 * scale.log() + 1).square()[..., None]
 
     def keys(self, k: Tensor) -> Tensor:

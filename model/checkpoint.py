@@ -1,13 +1,13 @@
-"""Checkpoints: the state of a training, to go on from; and the model in Hugging Face's form, for everyone else."""
+"""Checkpoints in Hugging Face's form, for everyone. (The state of a training, to go on from, is in model/state.py.)"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import pickle
 import shutil
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from factory.engine.errors import FactoryError
-from factory.engine.files import aside
 from model.attention import DualChunk
 from model.config import ModelConfig
 from model.options import section
@@ -25,6 +25,8 @@ from model.rope import RopeScaling
 from model.transformer import Transformer
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "llama": "LlamaForCausalLM"}
+INDEX = "model.safetensors.index.json"
+FILE_BYTES = 5_000_000_000
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 STORED = (
     *NEEDED,
@@ -47,47 +49,26 @@ STORED_MOE = (
 )
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training's state aside and rename it: the last good one stays until the new one is whole."""
-    try:
-        with aside(str(path)) as scratch, Path(scratch).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except RuntimeError as error:
-        # torch hides a full disk: its writer's own message says only that fewer bytes were written than expected.
-        raise FactoryError(f"{path}: cannot write the checkpoint (is the disk full?): {error}") from error
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The state that `save_state` wrote. FactoryError where the file is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0][:80]
-        raise FactoryError(f"{path}: cannot read the checkpoint ({reason}): remove it to begin again") from error
-    return state
-
-
-def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int | None) -> None:
+def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int | None, write: bool = True) -> None:
     """Write the model as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
     `tokenizer` is a tokenizer folder to copy in; `end` the id at which generation stops. The folder is written aside
-    and renamed.
+    and renamed; one that is there before is whole until then. Weights are written in files of at most FILE_BYTES, which
+    is about what this holds in memory. Of a model shared by several processes all call it, and one has `write`.
     """
-    config = model.config
+    if not write:
+        for _ in _weights(model):
+            pass
+        return
     description = {
-        **describe(config),
+        **describe(model.config),
         "eos_token_id": end,
         "pad_token_id": end,
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
     }
-    weights = _apart({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
-    if config.tie_word_embeddings:
-        del weights["lm_head.weight"]  # the embedding, stored once
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    unique = uuid.uuid4().hex
+    scratch, old = (folder.with_name(f".{folder.name}.{unique}{kind}.tmp") for kind in ("", ".old"))
     try:
         scratch.mkdir()
         if tokenizer is not None:
@@ -97,12 +78,53 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
         (scratch / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         generation = {"eos_token_id": end, "pad_token_id": end}
         (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
-        save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
+        _write_weights(_weights(model), scratch)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.rename(folder, old)
         os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter in host memory, whole, one after the other."""
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue  # the embedding, stored once
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole.detach().cpu()
+
+
+def _write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """model.safetensors; or several files and an index of what lies where, in the form of transformers."""
+    files: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    size = total = 0
+
+    def write() -> None:
+        save_file(held, folder / f"{len(files)}", metadata={"format": "pt"})
+        files.append(list(held))
+        held.clear()
+
+    for whole_name, whole in weights:
+        for name, tensor in _apart({whole_name: whole}).items():
+            if held and size + tensor.nbytes > FILE_BYTES:
+                write()
+                size = 0
+            held[name] = tensor
+            size, total = size + tensor.nbytes, total + tensor.nbytes
+    write()
+    names = [f"model-{number + 1:05d}-of-{len(files):05d}.safetensors" for number in range(len(files))]
+    if len(files) == 1:
+        names = ["model.safetensors"]
+    else:
+        places = {name: file for file, inside in zip(names, files, strict=True) for name in inside}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    for number, name in enumerate(names):
+        os.rename(folder / f"{number}", folder / name)
 
 
 def load_hf(folder: str | Path, config: ModelConfig | None = None) -> Transformer:
@@ -116,7 +138,7 @@ def load_hf(folder: str | Path, config: ModelConfig | None = None) -> Transforme
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Transformer(config)
     weights: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _files(folder):
         try:
             weights.update(load_file(path))
         except SafetensorError as error:
@@ -142,6 +164,21 @@ def load_hf(folder: str | Path, config: ModelConfig | None = None) -> Transforme
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of weights: those of the index, where there is one."""
+    index = folder / INDEX
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise FactoryError(f"{index}: not an index of weights: {error}") from error
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise FactoryError(f"{folder / name}: named in {INDEX} but missing: copy the whole checkpoint")
+    return [folder / name for name in sorted(names)]
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:

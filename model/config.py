@@ -194,7 +194,16 @@ class TrainConfig:
     """Sequences in a step, or `scaling`, as the law optimizer.scaling says; of a later stage with longer sequences as
     many as have the tokens of the first one's."""
     micro_batch_size: int = 0
-    """At most so many sequences of full length are in memory at once; their gradients add up. 0 for all of a step."""
+    """At most so many sequences of full length are in a process's memory at once; their gradients add up. 0 for all
+    of its part of a step."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the layers compute in; weights, sums of gradients and the optimizer stay in float32."""
+    compile: bool = False
+    """Each layer by torch.compile: minutes at the start, then faster steps on a GPU."""
+    checkpoint_activations: bool = False
+    """Keep each layer's input alone and compute the rest again on the way back: less memory, a third more work."""
+    context_parallel: int = 1
+    """So many successive processes share each sequence, which then needs that much less memory."""
     seed: int = 0
     """Decides the initial weights."""
     start: str = ""

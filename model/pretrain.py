@@ -3,14 +3,12 @@ bit for bit."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 import math
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,13 @@ from torch import Tensor
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
 from model.attention import separated
-from model.checkpoint import load_hf, load_state, save_hf, save_state
+from model.checkpoint import load_hf, save_hf
 from model.config import OptimizerConfig, TrainRecipe
 from model.curriculum import Stage, stages
 from model.data import IGNORE, Span, TokenDataset, allot, read
 from model.moe import Routing, balance_loss, expert_load
+from model.parallel import World, accumulate, build, clip, cores, stop_signals
+from model.state import States
 from model.stream import Mixture, Stream, blocks
 from model.transformer import Transformer
 from model.upcycle import upcycle
@@ -60,6 +60,9 @@ FREE = (
     "train.tensorboard",
     "train.threads",
     "train.micro_batch_size",
+    "train.compile",
+    "train.checkpoint_activations",
+    "train.context_parallel",
 )
 
 
@@ -114,12 +117,18 @@ def loss_of(
     separator: Separator | None = None,
     routings: list[Routing] | None = None,
 ) -> Tensor:
-    """Cross-entropy in nats of each token given those before it; IGNORE in the batch is no token."""
+    """Cross-entropy in nats of each token given those before it; IGNORE in the batch is no token.
+
+    Where ranks share the sequences, of this rank's tokens.
+    """
     ids = torch.from_numpy(batch).to(model.lm_head.weight.device, torch.long)
-    given = ids[:, :-1].clamp(min=0)
+    given, targets = ids[:, :-1].clamp(min=0), ids[:, 1:]
     documents = separated(given, separator.end, separator.restart) if separator else None
+    context = model.model.context
+    if context is not None:
+        given, targets = context.part(given), context.part(targets)
     logits = model(given, documents=documents, routings=routings)
-    targets = ids[:, 1:].flatten()
+    targets = targets.flatten()
     total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
     # A batch may hold no target at all: a shard's last sequence can be one token long.
     return total if reduction == "sum" else total / (targets != IGNORE).sum().clamp(min=1)
@@ -138,14 +147,19 @@ def held_out(spans: list[Span], length: int, count: int, seed: int) -> np.ndarra
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, sequences: np.ndarray, batch_size: int, separator: Separator | None = None) -> float:
-    """The mean loss a token over held-out sequences."""
-    total, tokens = 0.0, 0
-    for at in range(0, len(sequences), batch_size):
-        batch = sequences[at : at + batch_size]
-        total += loss_of(model, batch, "sum", separator).item()
-        tokens += int((batch[:, 1:] != IGNORE).sum())
-    return total / max(1, tokens)
+def evaluate(
+    model: Transformer,
+    sequences: np.ndarray,
+    batch_size: int,
+    separator: Separator | None = None,
+    world: World | None = None,
+) -> float:
+    """The mean loss a token over held-out sequences, `batch_size` at a time on each rank."""
+    world = world or World()
+    total = 0.0
+    for batch in world.split(sequences, batch_size, IGNORE):
+        total += loss_of(model, batch[world.part], "sum", separator).item()
+    return world.sums(total)[0] / max(1, int((sequences[:, 1:] != IGNORE).sum()))
 
 
 def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str, Any]:
@@ -157,38 +171,21 @@ def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str,
     return {key: value for key, value in flat.items() if key not in FREE} | keys | curriculum
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT are put into, instead of ending the process in the middle of a step."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, lambda number, _: caught.append(number))
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Pretraining:
     """One training in a run folder: `run()` starts it, or goes on from the folder's checkpoint.
 
     `data` are the datasets by name, `stages` what the recipe's stages come to; `model` holds the weights and `metrics`
-    a row for each step (see METRICS) when it has ended.
+    a row for each step (see METRICS) when it has ended. Each process of `world` makes one, of the same arguments; rank
+    0 writes the files.
     """
 
-    def __init__(self, recipe: TrainRecipe, data: Mapping[str, TokenDataset], folder: Path) -> None:
+    def __init__(
+        self, recipe: TrainRecipe, data: Mapping[str, TokenDataset], folder: Path, world: World | None = None
+    ) -> None:
         self.recipe, self.data, self.folder = recipe, data, folder
-        self.state_path = folder / "checkpoint" / "training.pt"
+        self.world = world or World()
+        self.world.share(recipe.train.context_parallel)
+        self.states = States(folder / "checkpoint", self.world)
         self.identity = identity(recipe, data)
         self.tokenizer = next(iter(data.values()))  # all have the same
         self.stages = stages(recipe, max(one.row_length for one in data.values()))
@@ -196,14 +193,16 @@ class Pretraining:
         for stage in self.stages:
             separator_of(stage.documents, self.tokenizer)
         self.parts = self._parts()
-        torch.set_num_threads(recipe.train.threads or cores())
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = self._new().to(self.device)
+        torch.set_num_threads(recipe.train.threads or max(1, cores() // self.world.local_size))
+        begun = self.states.description()
+        if begun is not None:
+            self._check(begun["identity"])
+        self.model = build(recipe.model, self.world, recipe.train, self._new if begun is None else None)
         self.optimizer = optimizer_for(self.model, recipe.optimizer)
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
-        if self.state_path.exists():
-            self._restore()
+        if begun is not None:
+            self._restore(begun["step"])
         self._enter(next((stage for stage in self.stages if self.step < stage.last), self.stages[-1]))
 
     def _parts(self) -> dict[str, list[list[Span]]]:
@@ -221,10 +220,10 @@ class Pretraining:
         return found
 
     def _new(self) -> Transformer:
-        train, begun = self.recipe.train, self.state_path.exists()
-        if train.upcycle and not begun:
+        train = self.recipe.train
+        if train.upcycle:
             return upcycle(load_hf(train.upcycle).float(), self.recipe.model, train.seed)
-        if train.start and not begun:
+        if train.start:
             return load_hf(train.start, self.recipe.model).float()
         model = Transformer(self.recipe.model)
         model.initialise(train.seed)
@@ -256,42 +255,49 @@ class Pretraining:
         ]
         return np.concatenate(parts)
 
-    def _restore(self) -> None:
-        state = load_state(self.state_path)
-        for key in sorted(self.identity.keys() | state["identity"].keys()):
-            was, now = state["identity"].get(key), self.identity.get(key)
+    def _check(self, begun: dict[str, Any]) -> None:
+        """Refuse to go on with what was begun as another training."""
+        identity = json.loads(json.dumps(self.identity))  # as it is stored: tuples are lists
+        for key in sorted(identity.keys() | begun.keys()):
+            was, now = begun.get(key), identity.get(key)
             if was != now:
                 raise FactoryError(
                     f"{self.folder} was begun with {key} = {was!r}, now it is {now!r}: "
                     "set it back, give out=ANOTHER_FOLDER, or remove the folder"
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+
+    def _restore(self, step: int) -> None:
+        self.states.load(self.model, self.optimizer)
+        self.step = step
         path = self.folder / "metrics.parquet"
         rows = pq.read_table(path).to_pylist() if path.exists() else []
         self.metrics = [row for row in rows if row["step"] <= self.step]
 
     def save(self) -> None:
-        """Write metrics and state. The data's position is the step: the order of the sequences depends on nothing
-        else, and training draws no random numbers."""
+        """Write metrics and state, the state while training goes on. The data's position is the step: the order of the
+        sequences depends on nothing else, and training draws no random numbers."""
         # The metrics come first: a kill between the two leaves rows too many, which _restore cuts off.
+        self.world.together(self._save_metrics)
+        self.states.save(self.step, self.model, self.optimizer, {"identity": self.identity})
+
+    def _save_metrics(self) -> None:
         with aside(str(self.folder / "metrics.parquet")) as scratch:
             pq.write_table(pa.Table.from_pylist(self.metrics, METRICS), scratch)
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        save_state(self.state_path, state)
 
     def save_model(self, name: str) -> None:
         """Write checkpoint/NAME in Hugging Face's form."""
-        save_hf(self.model, self.folder / "checkpoint" / name, self.tokenizer.tokenizer, self.tokenizer.stop)
+        folder, data = self.folder / "checkpoint" / name, self.tokenizer
+        save_hf(self.model, folder, data.tokenizer, data.stop, self.world.first)
 
     def run(self, report: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
-        """Train to the end. `report` gets each step's row of metrics. Raises Stopped after SIGTERM or SIGINT."""
+        """Train to the end. `report` gets each step's row of metrics. Raises Stopped after SIGTERM or SIGINT to any
+        rank."""
+        try:
+            self._run(report)
+        finally:
+            self.states.wait()
+
+    def _run(self, report: Callable[[dict[str, Any]], None]) -> None:
         train = self.recipe.train
         with stop_signals() as caught:
             while self.step < self.steps:
@@ -304,27 +310,24 @@ class Pretraining:
                     row["evaluation_loss"] = self._evaluate()
                 self.metrics.append(row)
                 report(row)
-                if caught or self.step % train.save_every == 0 or ends:
+                stop = self.world.sums(len(caught))[0] > 0
+                if stop or self.step % train.save_every == 0 or ends:
                     self.save()
-                if caught and self.step < self.steps:
-                    raise Stopped(self.step, caught[0])
+                if stop and self.step < self.steps:
+                    raise Stopped(self.step, caught[0] if caught else signal.SIGTERM)
 
     def _evaluate(self) -> float | None:
         if not len(self.held_out):
             return None
         size = self.recipe.train.micro_batch_size or self.stage.batch_size
-        return evaluate(self.model, self.held_out, size, self.separator)
+        return evaluate(self.model, self.held_out, size, self.separator, self.world)
 
     def _batch(self) -> list[np.ndarray]:
-        """The sequences of the next step, in parts that fit into memory at once."""
+        """The sequences of the next step in portions [parts of the world, sequences, length] that fit into memory."""
         stage = self.stage
         groups = self.mixture.batch((self.step - stage.first) * stage.batch_size, stage.batch_size)
         size = (self.recipe.train.micro_batch_size or stage.batch_size) * stage.sequence_length
-        return [
-            group[at : at + size // group.shape[1]]
-            for group in groups
-            for at in range(0, len(group), size // group.shape[1])
-        ]
+        return [part for group in groups for part in self.world.split(group, size // group.shape[1], IGNORE)]
 
     def _step(self) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -333,11 +336,13 @@ class Pretraining:
         rate = self.stage.learning_rate(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        targets = sum(int((part[:, 1:] != IGNORE).sum()) for part in parts)
+        targets = sum(int((part[..., 1:] != IGNORE).sum()) for part in parts)
         # A batch may hold no target at all: a shard's last sequence can be one token long.
-        results = [self._back(part, max(1, targets)) for part in parts]
-        loss, *experts = (sum(values) for values in zip(*results, strict=True)) if results else (0.0,)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip).item()
+        results = [self._back(part, max(1, targets), last=part is parts[-1]) for part in parts]
+        values = [sum(column) for column in zip(*results, strict=True)] or [0.0]
+        values[:2] = self.world.sums(*values[:2])  # loads are those of all ranks already
+        loss, experts = values[0], values[1:]
+        norm = clip(self.model, self.recipe.optimizer.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             places = self.mixture.places((self.step - self.stage.first) * self.stage.batch_size, self.stage.batch_size)
             raise Diverged(
@@ -361,15 +366,19 @@ class Pretraining:
             **dict(zip(EXPERT_METRICS, experts or [None] * len(EXPERT_METRICS), strict=True)),
         }
 
-    def _back(self, part: np.ndarray, targets: int) -> list[float]:
-        """Add a part's gradients; its part of the loss and, with experts, of EXPERT_METRICS."""
+    def _back(self, parts: np.ndarray, targets: int, last: bool) -> list[float]:
+        """Add the gradients of this rank's part of a portion, after the `last` those of all ranks; its part of the loss
+        and, with experts, of EXPERT_METRICS."""
+        accumulate(self.model, last)
         routings: list[Routing] = []
+        part, context, total = parts[self.world.part], self.world.context, self.world.sum
         loss = loss_of(self.model, part, "sum", self.separator, routings) / targets
         if not routings:
             loss.backward()
             return [loss.item()]
-        real = torch.from_numpy(part[:, :-1] != IGNORE).flatten().to(loss.device)
-        share = float((part[:, 1:] != IGNORE).sum()) / targets
-        balance, load = balance_loss(routings, real), expert_load(routings, real)
+        real = torch.from_numpy(part[:, 1:] != IGNORE)  # tokens that have one to predict
+        real = (context.part(real) if context is not None else real).flatten().to(loss.device)
+        share = float((parts[..., 1:] != IGNORE).sum()) / targets
+        balance, load = balance_loss(routings, real, total), expert_load(routings, real, total)
         (loss + self.recipe.model.router_aux_loss_coef * share * balance).backward()
         return [loss.item(), *(share * value.item() for value in (balance, load.max(), load.min()))]

@@ -154,7 +154,7 @@ def _check(recipe: TrainRecipe) -> None:
     recipe.model.check()
     recipe.scaling.check()
     positive = {
-        "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every"),
+        "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every", "context_parallel"),
         "data": ("shuffle_tokens",),
         "optimizer": ("learning_rate", "clip", "epsilon"),
         "model": ("rms_norm_eps", "rope_theta"),

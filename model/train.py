@@ -8,7 +8,9 @@ Trains, or goes on where it was stopped, and leaves a run folder:
     sample.txt                generated text
     checkpoint/hf/            the model for transformers: AutoModelForCausalLM.from_pretrained(...)
     checkpoint/stage-NAME/    the same at the end of each stage but the last
-    checkpoint/training.pt    the state to go on from
+    checkpoint/step-NUMBER/   the state to go on from
+
+`torchrun --nproc-per-node N -m model.train …` does the same on N processes (docs/distributed.md).
 """
 
 from __future__ import annotations
@@ -27,36 +29,59 @@ import torch
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import make_folder, write_atomic
+from model.checkpoint import load_hf
 from model.config import TrainRecipe
 from model.data import TokenDataset, open_datasets, read_tokenizer
 from model.generate import encode, generate_text
+from model.parallel import World, lost
 from model.picture import Progress, clock, loss_picture, speed_picture, tensorboard, text_curve
 from model.pretrain import Pretraining, Stopped
 from model.recipe import load_recipe
 from model.scaling.law import resolve
+from model.state import States
 
 USAGE = "usage: python -m model.train RECIPE.toml data=DATASET_FOLDER [out=FOLDER] [key=value ...]"
 SAMPLE_TOKENS = 120
 
 
-def train(recipe: TrainRecipe) -> Path:
-    """Run a training recipe to the end and return its run folder. Prints as it goes."""
+def train(recipe: TrainRecipe, world: World | None = None) -> Path:
+    """Run a training recipe to the end and return its run folder. Rank 0 of the world prints as it goes."""
+    world = world or World()
     data = open_datasets(recipe.data)
-    recipe = fit(recipe, data)
+    recipe = fit(recipe, data, quiet=not world.first)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
     # The prompt of the sample is tried now, not after all of the training.
     room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
     tokenizer = next(iter(data.values())).tokenizer
     encode(tokenizer, recipe.train.sample_prompt, recipe.model.max_position_embeddings - room)
-    work = Pretraining(recipe, data, folder)
+    try:
+        work = Pretraining(recipe, data, folder, world)
+        _run(recipe, work)
+    except Exception as error:
+        if not lost(error):
+            raise
+        last = States(folder / "checkpoint", world).last()
+        raise FactoryError(
+            "another process of this training ended or cannot be reached: look at what it said; the same command "
+            + (f"goes on after {last.name}" if last else "begins again")
+        ) from error
+    return folder
+
+
+def _run(recipe: TrainRecipe, work: Pretraining) -> None:
+    if not work.world.first:
+        work.run()
+        work.save_model("hf")
+        return
+    folder, data = work.folder, work.data
     resolved = dataclasses.asdict(recipe)
     resolved["datasets"] = {
         name: {"name": one.name, "version": one.version, "key": one.key} for name, one in data.items()
     }
     resolved["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
-    describe(recipe, data, work)
+    describe(recipe, work)
     progress = Progress(work.steps, work.step)
     reports: list[Callable[[dict[str, Any]], None]] = [progress]
     if recipe.train.tensorboard:
@@ -65,7 +90,7 @@ def train(recipe: TrainRecipe) -> Path:
         work.run(lambda row: _each(reports, row))
     finally:
         progress.close()
-    return finish(recipe, work)
+    finish(recipe, work)
 
 
 def _each(reports: list[Callable[[dict[str, Any]], None]], row: dict[str, Any]) -> None:
@@ -73,12 +98,14 @@ def _each(reports: list[Callable[[dict[str, Any]], None]], row: dict[str, Any]) 
         report(row)
 
 
-def describe(recipe: TrainRecipe, data: Mapping[str, TokenDataset], work: Pretraining) -> None:
+def describe(recipe: TrainRecipe, work: Pretraining) -> None:
     """Print what is going to be trained, and on what."""
-    size, threads = work.model.parameter_count(), torch.get_num_threads()
+    size, threads, world = work.model.parameter_count(), torch.get_num_threads(), work.world
+    where = f"{world.device.type}, {threads} threads"
+    where += f" in each of {world.size} processes" if world.size > 1 else ""
     used = f", {work.model.activated_count():,} of them used by a token" if recipe.model.num_experts else ""
-    print(f"{recipe.name}: {size:,} parameters{used}, {work.device}, {threads} threads")
-    for one in data.values():
+    print(f"{recipe.name}: {size:,} parameters{used}, {where}")
+    for one in work.data.values():
         learn, held = (sum(span.tokens for span in spans) for spans in (one.training, one.evaluation))
         print(f"data: {one.name}@{one.version}, {learn:,} tokens to learn from, {held:,} held out")
     for stage in work.stages:
@@ -92,7 +119,7 @@ def describe(recipe: TrainRecipe, data: Mapping[str, TokenDataset], work: Pretra
         print(f"going on after step {work.step:,}")
 
 
-def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> TrainRecipe:
+def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset], quiet: bool = False) -> TrainRecipe:
     """The recipe with the size of the data's vocabulary filled in, and with numbers for what is `scaling`; FactoryError
     where data and model do not fit."""
     one = next(iter(data.values()))
@@ -110,10 +137,10 @@ def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> TrainRecipe:
         )
     size = recipe.model.vocab_size or ids
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
-    return resolve(recipe, max(one.row_length for one in data.values()))
+    return resolve(recipe, max(one.row_length for one in data.values()), quiet)
 
 
-def finish(recipe: TrainRecipe, work: Pretraining) -> Path:
+def finish(recipe: TrainRecipe, work: Pretraining) -> None:
     """Write the checkpoint for others, the pictures and the sample, and say what lies where."""
     folder, metrics = work.folder, work.metrics
     work.save_model("hf")
@@ -122,7 +149,9 @@ def finish(recipe: TrainRecipe, work: Pretraining) -> Path:
     speed_picture(metrics, folder / "speed.png", title)
     room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
     options = {"temperature": 0.7, "top_p": 0.9, "seed": recipe.train.seed}
-    text = generate_text(work.model, work.tokenizer.tokenizer, recipe.train.sample_prompt, room, stop=False, **options)
+    # Read again: the model in training may be in shards, or compiled for training.
+    model = load_hf(folder / "checkpoint" / "hf").to(work.world.device)
+    text = generate_text(model, work.tokenizer.tokenizer, recipe.train.sample_prompt, room, stop=False, **options)
     sample = recipe.train.sample_prompt + text
     write_atomic(str(folder / "sample.txt"), sample + "\n")
 
@@ -136,9 +165,11 @@ def finish(recipe: TrainRecipe, work: Pretraining) -> Path:
         f"{waited / seconds:.2%} of the time waiting for data"
     )
     print(f"\nsample:\n{sample}\n")
+    last = work.states.last()
+    assert last is not None
     lines = (
         ("checkpoint/hf/", "the model for transformers: AutoModelForCausalLM.from_pretrained"),
-        ("checkpoint/training.pt", "the state of the training"),
+        (f"checkpoint/{last.name}/", "the state of the training"),
         ("metrics.parquet", "a row for each step"),
         ("loss.png, speed.png", "the loss, and tokens/s"),
         ("sample.txt", "the text above"),
@@ -146,8 +177,7 @@ def finish(recipe: TrainRecipe, work: Pretraining) -> Path:
     )
     print(f"in {folder}:")
     for name, what in lines:
-        print(f"  {name:<24} {what}")
-    return folder
+        print(f"  {name:<26} {what}")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -156,21 +186,24 @@ def main(words: list[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if given else 2
+    world, told, code = World(), "", 0
     try:
-        train(load_recipe(given[0], given[1:]))
+        world = World.begin()
+        train(load_recipe(given[0], given[1:]), world)
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        told, code = f"error: {error}", 2
     except Stopped as stop:
-        print(f"stopped after step {stop.step:,}; run the same command to go on", file=sys.stderr)
-        return 128 + stop.signal
+        told, code = f"stopped after step {stop.step:,}; run the same command to go on", 128 + stop.signal
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "the run folder"
-        print(f"error: {where}: the disk is full: free some space or give out=FOLDER, then run again", file=sys.stderr)
-        return 2
-    return 0
+        told, code = f"error: {where}: the disk is full: free some space or give out=FOLDER, then run again", 2
+    if told and world.says(told):
+        print(told, file=sys.stderr, flush=True)
+    if code != 2 or world.size == 1:  # after an error the others may not be there to leave with
+        world.end()
+    return code
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ def load_law(name: str) -> Law:
         raise FactoryError(f"{path}: not a law that model.scaling wrote: {type(error).__name__}: {error}") from error
 
 
-def resolve(recipe: TrainRecipe, row_length: int) -> TrainRecipe:
-    """The recipe with numbers in place of `scaling`; says which, by which law, and where it extrapolates.
+def resolve(recipe: TrainRecipe, row_length: int, quiet: bool = False) -> TrainRecipe:
+    """The recipe with numbers in place of `scaling`; unless `quiet` says which, by which law, where it extrapolates.
 
     D is what the recipe trains on: the tokens of all its stages, or steps x batch x `row_length`, the length of the
     data's rows. A stage whose schedule says `scaling` begins at the same rate.
@@ -181,6 +181,8 @@ def resolve(recipe: TrainRecipe, row_length: int) -> TrainRecipe:
         rate, ends = law.learning_rate(scale), law.learning_rate.interval(scale)
         said.append(f"learning_rate = {rate:.4g}" + (f" (95% {ends[0]:.3g} to {ends[1]:.3g})" if ends else ""))
         recipe = _with_rate(recipe, rate)
+    if quiet:
+        return recipe
     print(f"{' and '.join(said)} by the law {law.name!r}: N = {scale.N:,}, D = {scale.D:,}, C = {scale.C:.3g}")
     for line in law.outside(scale):
         print(f"warning: {line}", file=sys.stderr)

@@ -122,7 +122,7 @@ def test_a_batch_in_parts_gives_the_same_gradients(staged: Path, tmp_path: Path)
     parts.run()
     assert [row["loss"] for row in parts.metrics] == pytest.approx([row["loss"] for row in whole.metrics], abs=1e-5)
     sizes = [part.shape for part in parts._batch()]
-    assert all(rows * length <= 64 for rows, length in sizes)
+    assert all(rows * length <= 64 for _, rows, length in sizes)
 
 
 def test_a_training_begins_with_a_checkpoint(staged: Path, recipe: Path, dataset: Path, tmp_path: Path) -> None:

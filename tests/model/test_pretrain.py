@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -74,9 +73,9 @@ def test_the_command_line_leaves_a_run_folder(
     work = start(recipe, dataset, out, *words)
     assert work.step == 160, "a finished training is only read again"
     assert (work.model(ids) - model(ids).logits).abs().max() < 1e-4
-    before = (out / "checkpoint" / "training.pt").stat().st_mtime_ns
+    before = (out / "checkpoint" / "step-0000160").stat().st_mtime_ns
     assert train.main([str(recipe), f"data={dataset}", f"out={out}", *words]) == 0
-    assert (out / "checkpoint" / "training.pt").stat().st_mtime_ns == before
+    assert (out / "checkpoint" / "step-0000160").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
@@ -109,9 +108,8 @@ def test_a_kill_loses_at_most_the_steps_since_the_checkpoint(recipe: Path, datas
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "model.train", str(recipe), f"data={dataset}", f"out={out}", "steps=300"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    state = out / "checkpoint" / "training.pt"
     deadline = time.monotonic() + 60
-    while not state.exists() and time.monotonic() < deadline:
+    while not list(out.glob("checkpoint/step-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
@@ -136,7 +134,7 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Path, dataset: Pat
     with pytest.raises(FactoryError, match=r"key of data = '0123', now it is '4567'"):
         start(recipe, other, tmp_path / "run", "steps=2")
     start(recipe, dataset, tmp_path / "run", "steps=2", "save_every=1")
-    (tmp_path / "run" / "checkpoint" / "training.pt").write_bytes(b"cut off")
+    (tmp_path / "run" / "checkpoint" / "step-0000002" / ".metadata").write_bytes(b"cut off")
     with pytest.raises(FactoryError, match="cannot read the checkpoint"):
         start(recipe, dataset, tmp_path / "run", "steps=2")
 
@@ -154,19 +152,18 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(
     recipe: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = torch.save
+    real = os.fsync
 
-    def save(state: dict, file: BinaryIO) -> None:
-        real(state, file)
-        if state["step"] > 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    def fsync(file: int) -> None:
+        real(file)
+        if "step-0000030" in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(os, "fsync", fsync)
     out = tmp_path / "run"
     assert train.main([str(recipe), f"data={dataset}", f"out={out}"]) == 2
     error = capsys.readouterr().err
     assert "disk is full" in error.splitlines()[-1]
-    assert [path.name for path in (out / "checkpoint").iterdir()] == ["training.pt"]
     monkeypatch.undo()
     again = start(recipe, dataset, out)
     assert again.step == 20 and len(again.metrics) == 20
