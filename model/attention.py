@@ -23,6 +23,7 @@ from model.rope import frequencies, rotate, turns
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
+    from model.parallel import Context
 
 aten = torch.ops.aten
 
@@ -88,26 +89,39 @@ def separated(ids: Tensor, end: int, restart: bool) -> Documents:
 
 
 def plan(
-    config: ModelConfig, length: int, before: int | Tensor, documents: Documents | None, device: torch.device
+    config: ModelConfig,
+    length: int,
+    before: int | Tensor,
+    documents: Documents | None,
+    device: torch.device,
+    context: Context | None = None,
 ) -> Plan:
     """How the `length` tokens that follow `before` cached ones attend. `before` [B]: one token follows as many in each
-    sequence."""
+    sequence.
+
+    With a `context` these are this rank's part of sequences that several ranks share; `documents` are the whole
+    sequences'.
+    """
     class_ = Full if config.dual_chunk_attention_config is None else DualChunks
     if isinstance(before, Tensor):
         return class_(config, before[:, None, None], None)
-    if documents is not None and before:
-        raise ValueError("documents and a cache cannot be used together")
-    return class_(config, torch.arange(before, before + length, device=device), documents)
+    if before and (documents is not None or context is not None):
+        raise ValueError("a cache cannot be used together with documents or a context of several ranks")
+    length *= context.size if context is not None else 1
+    return class_(config, torch.arange(before, before + length, device=device), documents, context)
 
 
 class Plan(ABC):
     """Positions and spans of one forward pass. Subclasses rotate and attend."""
 
-    def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
-        self.config, self.documents = config, documents
+    def __init__(
+        self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
+    ) -> None:
+        self.config, self.documents, self.context = config, documents, context
         self.last = run[:, 0] if run.ndim == 3 else None  # [B, 1], where each sequence has one token at its own place
         self.spans = documents.spans() if documents is not None else []
-        self.positions = run if documents is None else documents.positions()[:, None]  # [T], or [B or 1, 1, T]
+        self.length = len(run)
+        self.positions = self.mine(run if documents is None else documents.positions()[:, None])  # [T], [B or 1, 1, T]
         self.frequency, self.factor = frequencies(
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
@@ -120,6 +134,10 @@ class Plan(ABC):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, T, D], not yet turned, to k and v [B, G, S, D]: [B, H, T, D]."""
 
+    def mine(self, x: Tensor) -> Tensor:
+        """This rank's part of what has a value for each place of the sequences [..., T]."""
+        return x if self.context is None else self.context.part(x)
+
     def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return turns(positions, self.frequency, self.factor)
 
@@ -128,7 +146,9 @@ class Plan(ABC):
         return 0 if self.documents is None or self.documents.restart else begin
 
     def each(self, attend: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-        """attend(*parts, origin) over whole sequences, or over each document: [B, H, T, D]."""
+        """attend(*parts, origin) over whole sequences, or over each document: [B, H, T, D]. k and v come last."""
+        if self.context is not None:
+            return self._shared(self.context, attend, *parts)
         if not self.spans:
             return attend(*parts, self.origin(0))
         rows: dict[int, list[Tensor]] = {}
@@ -137,12 +157,32 @@ class Plan(ABC):
             rows.setdefault(row, []).append(attend(*pieces, self.origin(begin)))
         return torch.cat([torch.cat(row, dim=2) for row in rows.values()])
 
+    def _shared(self, context: Context, attend: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+        """As `each`, of this rank's queries to the keys and values of all ranks."""
+        *queries, k, v = parts
+        k, v = context.whole(k, 2), context.whole(v, 2)
+        out = torch.empty_like(queries[0])
+        spans = [(slice(row, row + 1), begin, end) for row, begin, end in self.spans]
+        at = 0
+        for first, last in context.spans(self.length):
+            for rows, begin, end in spans or [(slice(None), 0, self.length)]:
+                low, high = max(begin, first), min(end, last)
+                if low >= high:
+                    continue
+                mine, seen = slice(at + low - first, at + high - first), slice(begin, high)
+                pieces = (q[rows, :, mine] for q in queries)
+                out[rows, :, mine] = attend(*pieces, k[rows, :, seen], v[rows, :, seen], self.origin(begin))
+            at += last - first
+        return out
+
 
 class Full(Plan):
     """Each token sees all before it."""
 
-    def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
-        super().__init__(config, run, documents)
+    def __init__(
+        self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
+    ) -> None:
+        super().__init__(config, run, documents, context)
         self.turn = self.turns(self.positions)
 
     def keys(self, k: Tensor) -> Tensor:
@@ -153,7 +193,7 @@ class Full(Plan):
         if self.last is not None:
             places = torch.arange(k.shape[2], device=k.device)
             return attend_one(q, torch.where(places <= self.last, 0, -1), k, v)
-        return self.each(full_attention, q, k, v)
+        return self.each(full_attention if self.context is None else later_attention, q, k, v)
 
 
 def attend_one(forms: Tensor, kinds: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -172,24 +212,20 @@ def attend_one(forms: Tensor, kinds: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights @ v).view(batch, heads, 1, size)
 
 
+def later_attention(q: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
+    """full_attention of the last queries to many more keys, in memory that grows with their number alone."""
+    return ChunkedAttention.apply(q, q, q, k, v, origin + k.shape[2], origin)  # all in one chunk
+
+
 def full_attention(q: Tensor, k: Tensor, v: Tensor, origin: int = 0) -> Tensor:
     """Causal attention of q [B, H, T, D] to k and v [B, G, S, D]."""
     length, seen = q.shape[2], k.shape[2]
     if seen > length and not q.is_cuda:
-        # New tokens see all cached ones, and each other causally. In two parts: on CPU a mask takes T S of memory.
-        past, new = (k[:, :, : seen - length], v[:, :, : seen - length]), (k[:, :, -length:], v[:, :, -length:])
-        return merge([_flash(q, *past, False), _flash(q, *new, True)])[0].to(q.dtype)
+        return later_attention(q, k, v, origin)  # a mask would take T S of memory
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     mask = causal_lower_right(length, seen) if seen > length else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-
-
-def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Attention to several sets of keys under one softmax, from that to each and its log-sum-exps: both, merged."""
-    sums = torch.logsumexp(torch.stack([weight for _, weight in parts]), dim=0)
-    merged: Any = sum(part * (weight - sums).exp()[..., None] for part, weight in parts)
-    return merged, sums
 
 
 class DualChunks(Plan):
@@ -203,8 +239,10 @@ class DualChunks(Plan):
     (The authors' code and vLLM's had c for c - 1.)
     """
 
-    def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
-        super().__init__(config, run, documents)
+    def __init__(
+        self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
+    ) -> None:
+        super().__init__(config, run, documents, context)
         dual = config.dual_chunk_attention_config
         assert dual is not None
         self.chunk = dual.chunk
@@ -216,7 +254,7 @@ class DualChunks(Plan):
         self.sharpness: Tensor | None = None
         if dual.original_max_position_embeddings:
             seen = (run if documents is None else Documents(documents.first, True).positions()[:, None]) + 1
-            scale = (seen / dual.original_max_position_embeddings).clamp(min=1)
+            scale = (self.mine(seen) / dual.original_max_position_embeddings).clamp(min=1)
             self.sharpness = (0.1 * scale.log() + 1).square()[..., None]
 
     def keys(self, k: Tensor) -> Tensor:
@@ -271,7 +309,9 @@ class ChunkedAttention(torch.autograd.Function):
             found = [
                 _flash(queries[kind][:, :, rows], k[:, :, keys], v[:, :, keys], causal) for kind, keys, causal in parts
             ]
-            out[:, :, rows], total[:, :, rows] = merge(found)
+            sums = torch.logsumexp(torch.stack([weight for _, weight in found]), dim=0)
+            merged = sum(part * (weight - sums).exp()[..., None] for part, weight in found)
+            out[:, :, rows], total[:, :, rows] = merged, sums
         ctx.save_for_backward(*queries, k, v, out, total)
         ctx.chunk, ctx.origin = chunk, origin
         return out

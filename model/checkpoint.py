@@ -1,13 +1,13 @@
-"""Checkpoints: the state of a training, to go on from; and the model in Hugging Face's form, for everyone else."""
+"""Checkpoints in Hugging Face's form, for everyone. (The state of a training, to go on from, is in model/state.py.)"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import pickle
 import shutil
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from factory.engine.errors import FactoryError
-from factory.engine.files import aside
 from model.attention import DualChunk
-from model.config import ModelConfig, section
+from model.config import ModelConfig
+from model.options import section
 from model.rope import RopeScaling
 from model.transformer import Transformer
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "llama": "LlamaForCausalLM"}
+INDEX = "model.safetensors.index.json"
+FILE_BYTES = 5_000_000_000
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 STORED = (
     *NEEDED,
@@ -46,48 +49,26 @@ STORED_MOE = (
 )
 
 
-# Ours -> the name in config.json's description of scaled positions.
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training's state aside and rename it: the last good one stays until the new one is whole."""
-    try:
-        with aside(str(path)) as scratch, Path(scratch).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except RuntimeError as error:
-        # torch hides a full disk: its writer's own message says only that fewer bytes were written than expected.
-        raise FactoryError(f"{path}: cannot write the checkpoint (is the disk full?): {error}") from error
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The state that `save_state` wrote. FactoryError where the file is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0][:80]
-        raise FactoryError(f"{path}: cannot read the checkpoint ({reason}): remove it to begin again") from error
-    return state
-
-
-def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int | None) -> None:
+def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int | None, write: bool = True) -> None:
     """Write the model as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
     `tokenizer` is a tokenizer folder to copy in; `end` the id at which generation stops. The folder is written aside
-    and renamed.
+    and renamed; one that is there before is whole until then. Weights are written in files of at most FILE_BYTES, which
+    is about what this holds in memory. Of a model shared by several processes all call it, and one has `write`.
     """
-    config = model.config
+    if not write:
+        for _ in _weights(model):
+            pass
+        return
     description = {
-        **describe(config),
+        **describe(model.config),
         "eos_token_id": end,
         "pad_token_id": end,
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
     }
-    weights = _apart({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
-    if config.tie_word_embeddings:
-        del weights["lm_head.weight"]  # the embedding, stored once
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    unique = uuid.uuid4().hex
+    scratch, old = (folder.with_name(f".{folder.name}.{unique}{kind}.tmp") for kind in ("", ".old"))
     try:
         scratch.mkdir()
         if tokenizer is not None:
@@ -97,31 +78,67 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
         (scratch / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         generation = {"eos_token_id": end, "pad_token_id": end}
         (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
-        save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
+        _write_weights(_weights(model), scratch)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.rename(folder, old)
         os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def load_hf(folder: str | Path) -> Transformer:
+def _weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter in host memory, whole, one after the other."""
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue  # the embedding, stored once
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole.detach().cpu()
+
+
+def _write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """model.safetensors; or several files and an index of what lies where, in the form of transformers."""
+    files: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    size = total = 0
+
+    def write() -> None:
+        save_file(held, folder / f"{len(files)}", metadata={"format": "pt"})
+        files.append(list(held))
+        held.clear()
+
+    for whole_name, whole in weights:
+        for name, tensor in _apart({whole_name: whole}).items():
+            if held and size + tensor.nbytes > FILE_BYTES:
+                write()
+                size = 0
+            held[name] = tensor
+            size, total = size + tensor.nbytes, total + tensor.nbytes
+    write()
+    names = [f"model-{number + 1:05d}-of-{len(files):05d}.safetensors" for number in range(len(files))]
+    if len(files) == 1:
+        names = ["model.safetensors"]
+    else:
+        places = {name: file for file, inside in zip(names, files, strict=True) for name in inside}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    for number, name in enumerate(names):
+        os.rename(folder / f"{number}", folder / name)
+
+
+def load_hf(folder: str | Path, config: ModelConfig | None = None) -> Transformer:
     """Read a Qwen2, Qwen2-MoE or Llama checkpoint folder, ours or anyone's, in the number format that it is stored in.
 
-    Raises FactoryError that names the parameter where the weights do not fit the configuration.
+    `config` stands for the checkpoint's own: the same shape with positions read in another way. Raises FactoryError
+    that names the parameter where the weights do not fit the configuration.
     """
     folder = Path(folder)
-    try:
-        given = json.loads((folder / "config.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
-    except ValueError as error:
-        raise FactoryError(f"{folder}/config.json: not valid JSON: {error}") from error
-    config = _config(folder, given)
+    config = config or read_config(folder)
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Transformer(config)
     weights: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _files(folder):
         try:
             weights.update(load_file(path))
         except SafetensorError as error:
@@ -136,7 +153,7 @@ def load_hf(folder: str | Path) -> Transformer:
         if name not in weights:
             raise FactoryError(f"{folder}: parameter {name} is missing")
         if weights[name].shape != tensor.shape:
-            shapes = f"{tuple(weights[name].shape)}, but config.json asks for {tuple(tensor.shape)}"
+            shapes = f"{tuple(weights[name].shape)}, but the configuration asks for {tuple(tensor.shape)}"
             raise FactoryError(f"{folder}: parameter {name} has shape {shapes}")
     unknown = sorted(weights.keys() - expected.keys())
     if unknown:
@@ -147,6 +164,21 @@ def load_hf(folder: str | Path) -> Transformer:
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of weights: those of the index, where there is one."""
+    index = folder / INDEX
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise FactoryError(f"{index}: not an index of weights: {error}") from error
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise FactoryError(f"{folder / name}: named in {INDEX} but missing: copy the whole checkpoint")
+    return [folder / name for name in sorted(names)]
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
@@ -205,7 +237,15 @@ def _together(folder: Path, weights: dict[str, Tensor], experts: int) -> dict[st
     return weights
 
 
-def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
+def configuration(folder: str | Path) -> dict[str, Any]:
+    """The keys of ModelConfig that a checkpoint's config.json gives; FactoryError where it is none that can be read."""
+    folder = Path(folder)
+    try:
+        given = json.loads((folder / "config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
+    except ValueError as error:
+        raise FactoryError(f"{folder}/config.json: not valid JSON: {error}") from error
     kind = given.get("model_type")
     if kind not in ARCHITECTURES:
         raise FactoryError(f"{folder}: model_type {kind!r}: only {', '.join(ARCHITECTURES)} can be read")
@@ -234,10 +274,15 @@ def _config(folder: Path, given: dict[str, Any]) -> ModelConfig:
         # Further keys there are of sparse attention, an approximation of this for speed.
         known = {field.name: dual[field.name] for field in dataclasses.fields(DualChunk) if field.name in dual}
         values["dual_chunk_attention_config"] = section("dual_chunk_attention_config", DualChunk, known, where)
-    config = ModelConfig(model_type=kind, **values)
-    config.check()
-    if given.get("head_dim") not in (None, config.head_dim):
+    if given.get("head_dim") not in (None, values["hidden_size"] // values["num_attention_heads"]):
         raise FactoryError(
             f"{folder}: head_dim = {given['head_dim']}: only hidden_size / num_attention_heads can be read"
         )
+    return {"model_type": kind, **values}
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a checkpoint, checked."""
+    config = ModelConfig(**configuration(folder))
+    config.check()
     return config

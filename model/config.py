@@ -1,25 +1,20 @@
 """What a training recipe says: the model's shape, the data, the optimizer, the course of training.
 
-A recipe is a TOML file with the sections [model], [data], [optimizer], [train]; each key is a field below. Any key may
-be given on the command line as `key=value` (or `section.key=value`) and then wins.
+A recipe is a TOML file with the sections [model], [data], [optimizer], [train], and a [[stage]] for each part of a
+curriculum; each key is a field below. model/recipe.py reads and checks it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import tomllib
-import types
-import typing
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from factory.engine.errors import FactoryError, nearest
+from factory.engine.errors import FactoryError
 from model.attention import DualChunk
-from model.presets import PRESETS
 from model.rope import RopeScaling
+
+Documents = Literal["joined", "masked", "restarted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +111,27 @@ class DataConfig:
 
     path: str = ""
     """A dataset folder made by a recipe with `tokens.Pack`; on the command line: `data=FOLDER`."""
+    sets: dict[str, str] = field(default_factory=dict)
+    """Instead of `path`, a table [data.sets] of several datasets: a name of your own = its folder."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """A table [data.weights]: the share of the tokens that comes from each set, in any unit. Without it each has its
+    share of all tokens. A set that is not named in it is not read."""
     seed: int = 0
     """Decides the order of the sequences."""
     evaluation_share: float = 0.02
     """The share of the data that is held out for evaluation: whole shards where there are enough of them."""
     shuffle_tokens: int = 1 << 26
-    """Sequences are shuffled among about so many tokens, which are held in memory (4 bytes a token)."""
-    documents: Literal["joined", "masked", "restarted"] = "joined"
+    """Sequences are shuffled among about so many tokens, which are held in memory, and as many that are read ahead
+    (4 bytes a token)."""
+    documents: Documents = "joined"
     """What a token sees of a packed sequence. `joined`: all before it, other documents too (UltraLong); `masked`: only
     its own document, while positions run on (as in transformers, unless it is given position_ids); `restarted`: and
     positions begin at 0 in each document. The last two differ only with dual chunk attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW and the learning rate over time."""
+class Schedule:
+    """The learning rate over time."""
 
     learning_rate: float = 1e-3
     """The highest, after the warm-up."""
@@ -141,6 +142,35 @@ class OptimizerConfig:
     """wsd only: the share of all steps in which the rate falls."""
     final_share: float = 0.1
     """The last learning rate as a share of the highest."""
+
+    def check(self, where: str, steps: int) -> None:
+        """Raises FactoryError where the numbers do not fit together over so many steps."""
+        for name in ("decay_share", "final_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise FactoryError(f"{where}.{name} = {getattr(self, name)}: must lie between 0 and 1")
+        falling = round(self.decay_share * steps)
+        if self.schedule == "wsd" and self.warmup_steps + falling > steps:
+            raise FactoryError(
+                f"{where}.warmup_steps = {self.warmup_steps} and a decay of {falling} steps are more than the "
+                f"{steps} steps of the schedule"
+            )
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step 1 .. steps."""
+        top, low = self.learning_rate, self.learning_rate * self.final_share
+        if step <= self.warmup_steps:
+            return top * step / self.warmup_steps
+        if self.schedule == "cosine":
+            done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+            return low + (top - low) * 0.5 * (1 + math.cos(math.pi * done))
+        falling = max(1, round(self.decay_share * steps))
+        return top - (top - low) * max(0.0, (step - (steps - falling)) / falling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Schedule):
+    """AdamW, and the learning rate over time."""
+
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -155,10 +185,25 @@ class TrainConfig:
     """The course of training."""
 
     steps: int = 1000
+    """Of a training without stages."""
     batch_size: int = 16
-    """Sequences in a step."""
+    """Sequences in a step; of a later stage with longer sequences as many as have the tokens of the first one's."""
+    micro_batch_size: int = 0
+    """At most so many sequences of full length are in a process's memory at once; their gradients add up. 0 for all
+    of its part of a step."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the layers compute in; weights, sums of gradients and the optimizer stay in float32."""
+    compile: bool = False
+    """Each layer by torch.compile: minutes at the start, then faster steps on a GPU."""
+    checkpoint_activations: bool = False
+    """Keep each layer's input alone and compute the rest again on the way back: less memory, a third more work."""
+    context_parallel: int = 1
+    """So many successive processes share each sequence, which then needs that much less memory."""
     seed: int = 0
     """Decides the initial weights."""
+    start: str = ""
+    """A checkpoint folder in Hugging Face's form whose weights training begins with. Without `model.preset` its
+    configuration stands for [model], and keys given there win."""
     upcycle: str = ""
     """A dense checkpoint folder in Hugging Face's form from which a qwen2_moe model starts (model/upcycle.py)."""
     evaluate_every: int = 200
@@ -169,8 +214,39 @@ class TrainConfig:
     """Steps between checkpoints; a killed training goes on from the last one."""
     threads: int = 0
     """CPU threads; 0 for one on each core. Another number may change the last bits of the weights."""
+    tensorboard: bool = False
+    """Also write tensorboard/ in the run folder (needs the package tensorboard)."""
     sample_prompt: str = "Returns a new"
     """What the sample at the end continues."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of a length curriculum. What it leaves out is as in the stage before, the first time as in the recipe."""
+
+    name: str = ""
+    """For the metrics and the command line (`stage.NAME.tokens=…`); empty for its number, from 1."""
+    tokens: int = 0
+    """The tokens to train on; rounded up to whole steps."""
+    sequence_length: int = 0
+    """Tokens in a sequence; the first time, if 0, as the data are packed. Any length goes with any data: a shard is
+    read as one run of tokens."""
+    batch_size: int = 0
+    """Sequences in a step; 0 for as many as have the tokens of a step of the stage before, at least one."""
+    rope_theta: float = 0.0
+    """A new base of the rotary positions (adjusted base frequency, arXiv 2309.16039)."""
+    rope_scaling: RopeScaling | None = None
+    dual_chunk_attention_config: DualChunk | None = None
+    documents: Documents | None = None
+    maximum_share: float | None = None
+    """The share of the tokens in sequences of the full length; the first time, if left out, 1. The rest is cut into
+    halves, quarters and eighths, in equal parts (Qwen2.5-Turbo: 0.4; the report says only that the others are
+    shorter)."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """As [data.weights], for this stage."""
+    optimizer: Schedule | None = None
+    """A table [stage.optimizer] begins a schedule of the learning rate with this stage, which lasts until another
+    stage begins one; keys that it leaves out are as in [optimizer]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,155 +260,4 @@ class TrainRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "train": TrainConfig,
-}
-TOP = ("name", "out")
-
-
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainRecipe:
-    """Read a training recipe; `overrides` are `key=value` words. Raises FactoryError for anything that does not fit."""
-    try:
-        with Path(path).open("rb") as file:
-            given = tomllib.load(file)
-    except OSError as error:
-        raise FactoryError(f"{path}: cannot read the training recipe: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise FactoryError(f"{path}: not valid TOML: {error}") from error
-    for name in given:
-        if name not in SECTIONS and name not in TOP:
-            known = [*SECTIONS, *TOP]
-            raise FactoryError(f"{path}: unknown key {name!r}{nearest(name, known)}; known: {', '.join(known)}")
-    for word in overrides:
-        _override(given, word)
-    values: dict[str, Any] = {name: _typed("", name, given[name], str) for name in TOP if name in given}
-    values.setdefault("name", Path(path).stem)
-    for name, class_ in SECTIONS.items():
-        table = given.get(name, {})
-        if name == "model" and isinstance(table, dict) and table.get("preset"):
-            table = preset(table["preset"]) | table
-        values[name] = section(name, class_, table, str(path))
-    recipe = TrainRecipe(**values)
-    _check(recipe)
-    return recipe
-
-
-def preset(name: Any) -> dict[str, Any]:
-    """The keys of a published size."""
-    if name not in PRESETS:
-        raise FactoryError(
-            f"model.preset = {name!r}: unknown{nearest(str(name), PRESETS)}; known: {', '.join(PRESETS)}"
-        )
-    return PRESETS[name]
-
-
-def section(name: str, class_: type, given: Mapping[str, Any], path: str) -> Any:
-    """A section's dataclass from a table of keys, each checked by name and type."""
-    if not isinstance(given, Mapping):
-        raise FactoryError(f"{path}: [{name}] must be a table of keys")
-    hints = typing.get_type_hints(class_)
-    for key in given:
-        if key not in hints:
-            raise FactoryError(f"{path}: unknown key {key!r} in [{name}]{nearest(key, hints)}")
-    values = {key: _typed(name, key, value, hints[key]) for key, value in given.items()}
-    for part in dataclasses.fields(class_):
-        if part.default is part.default_factory is dataclasses.MISSING and part.name not in values:
-            raise FactoryError(f"{path}: [{name}] has no {part.name}")
-    return class_(**values)
-
-
-def _override(given: dict[str, Any], word: str) -> None:
-    key, equals, text = word.partition("=")
-    if not equals:
-        raise FactoryError(f"{word!r} is not of the form key=value")
-    if key == "data":
-        key = "data.path"
-    if key in TOP:
-        given[key] = text
-        return
-    owner, dot, name = key.rpartition(".")
-    fields = {s: [f.name for f in dataclasses.fields(class_)] for s, class_ in SECTIONS.items()}
-    places = [s for s in fields if name in fields[s] and (s == owner or not dot)]
-    if not places:
-        known = [f"{s}.{n}" for s in fields for n in fields[s]] if dot else [n for s in fields for n in fields[s]]
-        raise FactoryError(f"unknown key {key!r}{nearest(key, known)} in {word!r}")
-    if len(places) > 1:
-        raise FactoryError(f"{key!r} is in several sections: say {' or '.join(f'{s}.{name}' for s in places)}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a string without quotes
-    table = given.setdefault(places[0], {})
-    if isinstance(table, dict):
-        table[name] = value
-
-
-def _typed(section_: str, key: str, value: Any, hint: Any) -> Any:
-    where = f"{section_}.{key}" if section_ else key
-    table = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
-    if isinstance(table, type):
-        return section(where, table, value, "the recipe")
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise FactoryError(f"{where} = {value!r}: must be one of {', '.join(map(repr, choices))}")
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint == tuple[int, ...] and isinstance(value, list) and all(type(one) is int for one in value):
-        return tuple(value)
-    if type(value) is not hint:
-        kind = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
-        raise FactoryError(f"{where} = {value!r}: must be of type {kind}, not {type(value).__name__}")
-    return value
-
-
-def _check(recipe: TrainRecipe) -> None:
-    recipe.model.check()
-    positive = {
-        "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every"),
-        "data": ("shuffle_tokens",),
-        "optimizer": ("learning_rate", "clip", "epsilon"),
-        "model": ("rms_norm_eps", "rope_theta"),
-    }
-    not_negative = {
-        "train": ("seed", "threads"),
-        "data": ("seed",),
-        "optimizer": ("warmup_steps", "weight_decay"),
-        "model": ("vocab_size", "initializer_range"),
-    }
-    for name in SECTIONS:
-        part = getattr(recipe, name)
-        for one in dataclasses.fields(part):
-            value = getattr(part, one.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise FactoryError(f"{name}.{one.name} = {value}: must be a number")
-            if one.name in positive[name] and value <= 0:
-                raise FactoryError(f"{name}.{one.name} = {value}: must be above 0")
-            if one.name in not_negative[name] and value < 0:
-                raise FactoryError(f"{name}.{one.name} = {value}: must not be negative")
-    shares = (
-        ("data.evaluation_share", recipe.data.evaluation_share),
-        ("optimizer.decay_share", recipe.optimizer.decay_share),
-        ("optimizer.final_share", recipe.optimizer.final_share),
-    )
-    for where, value in shares:
-        if not 0 <= value <= 1:
-            raise FactoryError(f"{where} = {value}: must lie between 0 and 1")
-    rates = recipe.optimizer
-    for where, value in (("beta1", rates.beta1), ("beta2", rates.beta2)):
-        if not 0 <= value < 1:
-            raise FactoryError(f"optimizer.{where} = {value}: must be at least 0 and below 1")
-    falling = round(rates.decay_share * recipe.train.steps)
-    if rates.schedule == "wsd" and rates.warmup_steps + falling > recipe.train.steps:
-        raise FactoryError(
-            f"optimizer.warmup_steps = {rates.warmup_steps} and a decay of {falling} steps are more than "
-            f"train.steps = {recipe.train.steps}"
-        )
-    if recipe.data.evaluation_share > 0.5:
-        raise FactoryError(f"data.evaluation_share = {recipe.data.evaluation_share}: at most 0.5, the rest trains")
+    stages: tuple[StageConfig, ...] = ()

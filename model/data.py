@@ -1,7 +1,7 @@
-"""Streams the token shards of a dataset in an order that depends on the seed alone.
+"""Token datasets: what a recipe that ends in `tokens.Pack` made, opened and checked.
 
-Every position of the endless stream of sequences has its place (epoch, shard, row) worked out from the seed, so that
-a training that goes on at step n reads exactly what it would have read.
+A shard is read as one run of tokens, whatever the length of its rows: the packed documents follow one another, and
+where a row ends is no place in the text. So a dataset serves sequences of any length.
 """
 
 from __future__ import annotations
@@ -9,36 +9,78 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from factory.engine.errors import FactoryError
 from model.config import DataConfig
 
-IGNORE = -1  # in a batch: no token here (only the last sequence of a shard may be short)
+END = "<|endoftext|>"
+IGNORE = -1  # in a batch: no token here (only the last sequence of a span may be short)
 
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive rows of one row group: the unit that is read at once."""
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A Parquet file of token lists; row group i holds the tokens edges[i] to edges[i + 1] of it."""
 
     path: str
-    group: int
-    start: int
-    rows: int
+    edges: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        return int(self.edges[-1])
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """The tokens begin .. end: int32."""
+        first, last = (int(np.searchsorted(self.edges, at, "right")) - 1 for at in (begin, end - 1))
+        try:
+            table = pq.ParquetFile(self.path).read_row_groups(range(first, last + 1), columns=["input_ids"])
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).splitlines()[0]
+            raise FactoryError(
+                f"{self.path}: row groups {first} to {last} cannot be read ({reason}): run the recipe again"
+            ) from error
+        parts = [chunk.flatten().to_numpy() for chunk in table.column(0).chunks]
+        at = int(self.edges[first])
+        return np.concatenate(parts).astype(np.int32, copy=False)[begin - at : end - at]
+
+    def row_of(self, token: int) -> str:
+        """Where a token lies, for messages."""
+        group = int(np.searchsorted(self.edges, token, "right")) - 1
+        lists = pq.ParquetFile(self.path).read_row_group(group, columns=["input_ids"]).column(0)
+        lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in lists.chunks])
+        row = int(np.searchsorted(np.cumsum(lengths), token - self.edges[group], "right"))
+        return f"{Path(self.path).name} group {group} row {row}"
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """The tokens begin .. end of a shard."""
+
+    shard: Shard
+    begin: int
+    end: int
+
+    @property
+    def tokens(self) -> int:
+        return self.end - self.begin
 
 
 class TokenDataset:
     """A dataset made by a recipe with `tokens.Pack`.
 
-    `name`, `version`, `key` are those of its manifest; `tokenizer` is the folder of its tokenizer, `vocabulary` its
-    number of ids and `end` the id that ends a document; `sequence_length` is that of its rows; `training` and
-    `evaluation` are the rows to learn from and those held out.
+    `name`, `version`, `key` are those of its manifest; `tokenizer` is the folder of its tokenizer, `tokenizer_hash`
+    tells tokenizers apart, `vocabulary` is the number of ids, `end` the id that ends each document and `stop` that at
+    which generation ends; `row_length` is that of its rows; `training` and `evaluation` are the tokens to learn from
+    and those held out.
     """
 
     def __init__(self, folder: str | Path, evaluation_share: float = 0.02, seed: int = 0) -> None:
@@ -53,16 +95,20 @@ class TokenDataset:
                 "run a recipe that ends in tokens.Train and tokens.Pack (such as recipes/quickstart_tokens.toml) first"
             )
         self.tokenizer = self.folder / manifest.get("artifacts", {}).get("tokenizer", "tokenizer")
-        self.vocabulary, self.end = self._vocabulary()
-        shards = [shard for shard in manifest["rows"] if shard["rows"]]
-        if not shards:
+        self.tokenizer_hash, ids = read_tokenizer(self.tokenizer)
+        self.vocabulary = max(ids.values()) + 1
+        self.end = ids.get(_option(manifest, "separator") or END)
+        self.stop = ids.get(_stop(self.tokenizer), self.end)
+        rows = [shard for shard in manifest["rows"] if shard["rows"]]
+        if not rows:
             raise FactoryError(f"{self.folder} has no rows: nothing to train on")
-        files = [self._open(shard["path"], shard["rows"]) for shard in shards]
-        self.sequence_length = _packed(manifest) or max(self._longest(shard["path"]) for shard in shards)
-        self.training, self.evaluation = _divide(files, evaluation_share, seed)
+        with ThreadPoolExecutor(16) as pool:  # footers are small and many, and often lie far away
+            shards = list(pool.map(lambda shard: self._open(shard["path"], shard["rows"]), rows))
+        self.row_length = _option(manifest, "sequence_length") or self._longest(shards[0])
+        self.training, self.evaluation = divide(shards, self.row_length, evaluation_share, seed)
         if not self.training:
-            rows = sum(shard["rows"] for shard in shards)
-            raise FactoryError(f"{self.folder} has too few sequences ({rows}) to hold some out: set evaluation_share=0")
+            few = sum(shard["rows"] for shard in rows)
+            raise FactoryError(f"{self.folder} has too few sequences ({few}) to hold some out: set evaluation_share=0")
 
     def _manifest(self) -> dict:
         path = self.folder / "manifest.json"
@@ -75,7 +121,7 @@ class TokenDataset:
         except json.JSONDecodeError as error:
             raise FactoryError(f"{path}: not valid JSON: {error}") from error
 
-    def _open(self, name: str, rows: int) -> list[Block]:
+    def _open(self, name: str, rows: int) -> Shard:
         path = self.folder / name
         try:
             footer = pq.read_metadata(path)
@@ -85,27 +131,54 @@ class TokenDataset:
             raise FactoryError(f"{path}: not a Parquet file: {error}") from error
         if footer.num_rows != rows:
             raise FactoryError(f"{path}: {footer.num_rows} rows, but the manifest says {rows}: run the recipe again")
-        groups = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
-        return [Block(str(path), group, 0, count) for group, count in enumerate(groups) if count]
+        paths = (footer.schema.column(at).path for at in range(footer.num_columns))
+        column = next(at for at, one in enumerate(paths) if one.partition(".")[0] == "input_ids")
+        counts = [footer.row_group(group).column(column).num_values for group in range(footer.num_row_groups)]
+        return Shard(str(path), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
 
-    def _longest(self, name: str) -> int:
-        lists = pq.ParquetFile(self.folder / name).read_row_group(0, columns=["input_ids"]).column(0)
+    def _longest(self, shard: Shard) -> int:
+        lists = pq.ParquetFile(shard.path).read_row_group(0, columns=["input_ids"]).column(0)
         return max(int(np.diff(chunk.offsets.to_numpy()).max()) for chunk in lists.chunks)
 
-    def _vocabulary(self) -> tuple[int, int | None]:
-        """The number of ids of its tokenizer, and the id of the separator."""
-        path = self.tokenizer / "tokenizer.json"
-        if not path.is_file():
-            raise FactoryError(f"{path} is missing: a dataset to train on needs the tokenizer that made it")
-        parts = json.loads(path.read_text("utf-8"))
-        ids = parts["model"]["vocab"] | {token["content"]: token["id"] for token in parts["added_tokens"]}
-        return max(ids.values()) + 1, ids.get("<|endoftext|>")
+
+def read_tokenizer(folder: Path) -> tuple[str, dict[str, int]]:
+    """A hash that tells tokenizers apart, and the id of each token."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FactoryError(f"{path} is missing: a dataset to train on needs the tokenizer that made it")
+    parts = json.loads(path.read_bytes())
+    ids = parts["model"]["vocab"] | {token["content"]: token["id"] for token in parts["added_tokens"]}
+    kept = [parts.get(key) for key in ("normalizer", "pre_tokenizer", "model")]
+    return xxhash.xxh3_128_hexdigest(json.dumps([kept, sorted(ids.items())], sort_keys=True)), ids
 
 
-def _packed(manifest: dict) -> int | None:
-    """The sequence length that the dataset's recipe asked for, where it says so."""
-    lengths = [step["options"].get("sequence_length") for step in manifest.get("recipe", {}).get("steps", [])]
-    return next((length for length in reversed(lengths) if length), None)
+def _stop(tokenizer: Path) -> str:
+    """The token at which the tokenizer's own description says that generation ends."""
+    path = tokenizer / "tokenizer_config.json"
+    told = json.loads(path.read_text("utf-8")).get("eos_token") if path.is_file() else None
+    return str(told["content"] if isinstance(told, dict) else told)
+
+
+def open_datasets(config: DataConfig) -> dict[str, TokenDataset]:
+    """The datasets of a training by name; FactoryError where they were not made by one tokenizer."""
+    folders = config.sets or {"data": config.path}
+    found = {
+        name: TokenDataset(folder, config.evaluation_share, config.seed) for name, folder in sorted(folders.items())
+    }
+    first = next(iter(found.values()))
+    for data in found.values():
+        if data.tokenizer_hash != first.tokenizer_hash:
+            raise FactoryError(
+                f"{data.folder} was made with another tokenizer than {first.folder}: pack both with one "
+                "(tokens.Pack: tokenizer = FOLDER)"
+            )
+    return found
+
+
+def _option(manifest: dict, name: str) -> Any:
+    """An option of the last step of the dataset's recipe that has it."""
+    steps = manifest.get("recipe", {}).get("steps", [])
+    return next((step["options"][name] for step in reversed(steps) if step["options"].get(name)), None)
 
 
 def find(folder: str | Path) -> Path:
@@ -122,114 +195,53 @@ def find(folder: str | Path) -> Path:
     raise FactoryError(f"{folder}: no such dataset" + (f" (did you mean {close[0]}?)" if close else ""))
 
 
-def _divide(shards: list[list[Block]], share: float, seed: int) -> tuple[list[Block], list[Block]]:
-    """Blocks to learn from and blocks held out: whole shards, or where the share is less than one the end of each
-    (one document a shard may then lie on both sides of the cut)."""
-    if share == 0:
-        return [block for shard in shards for block in shard], []
+def divide(shards: Sequence[Shard], row: int, share: float, seed: int) -> tuple[list[Span], list[Span]]:
+    """Tokens to learn from and tokens held out: whole shards, or where the share is less than one the last rows of
+    each (one document a shard may then lie on both sides of the cut)."""
+    whole = [Span(shard, 0, shard.tokens) for shard in shards]
     count = round(share * len(shards))
-    if count >= 1:
+    if share == 0 or count >= 1:
         out = set(np.random.default_rng([seed, 1]).permutation(len(shards))[:count].tolist())
         return (
-            [block for number, shard in enumerate(shards) if number not in out for block in shard],
-            [block for number, shard in enumerate(shards) if number in out for block in shard],
+            [span for number, span in enumerate(whole) if number not in out],
+            [span for number, span in enumerate(whole) if number in out],
         )
-    training: list[Block] = []
-    evaluation: list[Block] = []
-    for shard in shards:
-        total = sum(block.rows for block in shard)
-        left = total - (max(1, round(share * total)) if total > 1 else 0)
-        for block in shard:
-            keep = min(left, block.rows)
-            left -= keep
-            if keep:
-                training.append(Block(block.path, block.group, block.start, keep))
-            if keep < block.rows:
-                evaluation.append(Block(block.path, block.group, block.start + keep, block.rows - keep))
+    training: list[Span] = []
+    evaluation: list[Span] = []
+    for span in whole:
+        rows = -(-span.tokens // row)
+        cut = min(span.tokens, (rows - (max(1, round(share * rows)) if rows > 1 else 0)) * row)
+        training.append(Span(span.shard, 0, cut))
+        if cut < span.tokens:
+            evaluation.append(Span(span.shard, cut, span.tokens))
     return training, evaluation
 
 
-class Stream:
-    """The endless stream of training sequences, shuffled anew in each epoch.
+def allot(spans: Sequence[Span], demands: Sequence[int], seed: int) -> list[list[Span]]:
+    """The tokens for each stage that asks for so many: no token twice where there are enough, else all for each.
 
-    Blocks are taken in a random order, as many at a time as hold `shuffle_tokens`, and the rows of these are shuffled
-    together: a small dataset is shuffled as a whole, and a large one needs no more memory.
+    Shards are taken in an order that depends on the seed, and the one on an edge is cut in two.
     """
-
-    def __init__(self, blocks: Sequence[Block], length: int, config: DataConfig) -> None:
-        self.blocks, self.length, self.config = list(blocks), length, config
-        self.rows = sum(block.rows for block in self.blocks)
-        self._window: tuple[int, int, int, np.ndarray, np.ndarray] | None = None
-        self._plans: tuple[int, list[list[int]]] | None = None
-
-    def batch(self, position: int, count: int) -> np.ndarray:
-        """Sequences position .. position + count of the stream: int32 [count, length], IGNORE after a short one."""
-        parts = []
-        while count:
-            start, order, tokens = self._load(position)
-            rows = order[position - start : position - start + count]
-            parts.append(tokens[rows])
-            position, count = position + len(rows), count - len(rows)
-        return np.concatenate(parts)
-
-    def places(self, position: int, count: int) -> list[str]:
-        """Shard and row group row of these sequences, for messages."""
-        found = []
-        for at in range(position, position + count):
-            start, order, _ = self._load(at)
-            row = int(order[at - start])
-            for number in self._plan(at // self.rows)[self._window[1]]:  # type: ignore[index]
-                block = self.blocks[number]
-                if row < block.rows:
-                    found.append(f"{Path(block.path).name} group {block.group} row {block.start + row}")
-                    break
-                row -= block.rows
-        return found
-
-    def _plan(self, epoch: int) -> list[list[int]]:
-        """The blocks of each window of an epoch."""
-        if self._plans is None or self._plans[0] != epoch:
-            windows: list[list[int]] = []
-            size = 0
-            for number in np.random.default_rng([self.config.seed, 2, epoch]).permutation(len(self.blocks)).tolist():
-                tokens = self.blocks[number].rows * self.length
-                if not windows or size + tokens > self.config.shuffle_tokens:
-                    windows.append([])
-                    size = 0
-                windows[-1].append(number)
-                size += tokens
-            self._plans = (epoch, windows)
-        return self._plans[1]
-
-    def _load(self, position: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """(first position, order, tokens) of the window in which a position lies."""
-        epoch, left = divmod(position, self.rows)
-        start = epoch * self.rows
-        windows = self._plan(epoch)
-        window = 0
-        while left >= (rows := sum(self.blocks[number].rows for number in windows[window])):
-            window, left, start = window + 1, left - rows, start + rows
-        if self._window is None or self._window[:2] != (epoch, window):
-            tokens = read([self.blocks[number] for number in windows[window]], self.length)
-            order = np.random.default_rng([self.config.seed, 3, epoch, window]).permutation(rows)
-            self._window = (epoch, window, start, order, tokens)
-        return self._window[2:]
-
-
-def read(blocks: Sequence[Block], length: int) -> np.ndarray:
-    """The rows of the blocks: int32 [rows, length], IGNORE after a short one."""
-    out = np.full((sum(block.rows for block in blocks), length), IGNORE, np.int32)
+    total, wanted = sum(span.tokens for span in spans), sum(demands)
+    if len(demands) == 1 or wanted > total:
+        return [list(spans) for _ in demands]
+    order = np.random.default_rng([seed, 5]).permutation(len(spans)).tolist()
+    edges = [total * sum(demands[:stage]) // wanted for stage in range(len(demands) + 1)]
+    found: list[list[Span]] = [[] for _ in demands]
     at = 0
-    for block in blocks:
-        table = pq.ParquetFile(block.path).read_row_group(block.group, columns=["input_ids"])
-        lists = table.column(0).slice(block.start, block.rows).combine_chunks()
-        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-        counts = np.diff(lists.offsets.to_numpy())
-        if counts.max(initial=0) > length:
-            raise FactoryError(
-                f"{block.path}: a sequence of {counts.max()} tokens among sequences of {length}: "
-                "make the dataset again with one tokens.Pack"
-            )
-        out[at : at + block.rows][np.arange(length) < counts[:, None]] = lists.flatten().to_numpy()
-        at += block.rows
-    return out
+    for span in (spans[number] for number in order):
+        for stage, part in enumerate(found):
+            begin, end = max(at, edges[stage]), min(at + span.tokens, edges[stage + 1])
+            if begin < end:
+                part.append(Span(span.shard, span.begin + begin - at, span.begin + end - at))
+        at += span.tokens
+    return found
+
+
+def read(spans: Iterable[Span], length: int) -> np.ndarray:
+    """The spans' tokens in sequences: int32 [sequences, length]; each span's last one is filled up with IGNORE."""
+    parts = []
+    for span in spans:
+        tokens = span.shard.read(span.begin, span.end)
+        parts.append(np.pad(tokens, (0, -len(tokens) % length), constant_values=IGNORE).reshape(-1, length))
+    return np.concatenate(parts) if parts else np.empty((0, length), np.int32)

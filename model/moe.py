@@ -6,6 +6,7 @@ pairs of a token and one of its experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -142,21 +143,29 @@ class MoE(nn.Module):
         return y.view_as(x), routing
 
 
-def balance_loss(routings: list[Routing], real: Tensor | None = None) -> Tensor:
+def balance_loss(
+    routings: list[Routing], real: Tensor | None = None, total: Callable[[Tensor], Tensor] = lambda counts: counts
+) -> Tensor:
     """E times the sum over experts of (share of tokens that chose it) * (mean probability): K where all are used alike.
 
     Counts and probabilities are taken over the tokens of all layers together, as transformers does for Qwen2-MoE
     (Switch Transformer, arXiv 2101.03961, equations 4 to 6). `real` [N] is false for padding, which does not count.
+
+    `total` makes counts of several processes' tokens of those of this one's: the losses of all then sum to that of all
+    tokens together, and so do their gradients, which go through the probabilities alone.
     """
     counts, sums = _usage(routings, real)
-    rows = len(routings) * (len(routings[0].chosen) if real is None else real.sum())
+    counts = total(counts)
+    rows = counts.sum() / routings[0].chosen.shape[1]
     return counts.shape[1] * (counts.sum(0) / rows * (sums.sum(0) / rows)).sum()
 
 
 @torch.no_grad()
-def expert_load(routings: list[Routing], real: Tensor | None = None) -> Tensor:
-    """[layers, E]: the tokens that each expert got, as multiples of an even share."""
-    counts, _ = _usage(routings, real)
+def expert_load(
+    routings: list[Routing], real: Tensor | None = None, total: Callable[[Tensor], Tensor] = lambda counts: counts
+) -> Tensor:
+    """[layers, E]: the tokens that each expert got, as multiples of an even share; `total` as for balance_loss."""
+    counts = total(_usage(routings, real)[0])
     return counts / counts.mean(dim=1, keepdim=True)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from factory.engine.errors import FactoryError
 from factory.engine.files import aside
 
 
@@ -54,28 +58,79 @@ def text_curve(metrics: list[dict[str, Any]], width: int = 64, height: int = 12)
     return "\n".join(lines)
 
 
-def loss_picture(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Write loss.png."""
+@contextlib.contextmanager
+def picture(path: Path, **labels: str) -> Iterator[Any]:
+    """Axes to draw on, with these labels, written to `path` as PNG when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    tokens = np.array([row["tokens"] for row in metrics])
-    loss = np.array([row["loss"] for row in metrics])
-    held = [(row["tokens"], row["evaluation_loss"]) for row in metrics if row["evaluation_loss"] is not None]
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    axes.plot(tokens, loss, color="#b8c9e0", linewidth=0.8, label="each step")
-    axes.plot(tokens, _smooth(loss, max(1, len(loss) // 40)), color="#1f5fa8", linewidth=1.6, label="mean of steps")
-    if held:
-        axes.plot(*zip(*held, strict=True), "o-", color="#d1495b", linewidth=1, markersize=4, label="held out")
-    axes.set(xlabel="tokens", ylabel="loss, nats a token", title=title)
+    yield axes
+    axes.set(**labels)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
     with aside(str(path)) as scratch:
         figure.savefig(scratch, format="png")
     plt.close(figure)
+
+
+def _steps(axes: Any, tokens: np.ndarray, values: np.ndarray) -> None:
+    smooth = _smooth(values, max(1, len(values) // 40))
+    axes.plot(tokens, values, color="#b8c9e0", linewidth=0.8, label="each step")
+    axes.plot(tokens, smooth, color="#1f5fa8", linewidth=1.6, label="mean of steps")
+
+
+def _stage_lines(axes: Any, metrics: list[dict[str, Any]]) -> None:
+    """A line where each stage but the first begins."""
+    for before, row in itertools.pairwise(metrics):
+        if row["stage"] != before["stage"]:
+            axes.axvline(before["tokens"], color="#888888", linewidth=0.8, linestyle=":")
+            axes.text(before["tokens"], axes.get_ylim()[1], f" {row['stage']}", va="top", fontsize=8, color="#555555")
+
+
+def loss_picture(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Write loss.png."""
+    tokens = np.array([row["tokens"] for row in metrics])
+    loss = np.array([row["loss"] for row in metrics])
+    held = [(row["tokens"], row["evaluation_loss"]) for row in metrics if row["evaluation_loss"] is not None]
+    with picture(path, xlabel="tokens", ylabel="loss, nats a token", title=title) as axes:
+        _steps(axes, tokens, loss)
+        if held:
+            axes.plot(*zip(*held, strict=True), "o-", color="#d1495b", linewidth=1, markersize=4, label="held out")
+        _stage_lines(axes, metrics)
+
+
+def speed_picture(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Write speed.png: tokens/s of the steps, without evaluations and checkpoints."""
+    tokens = np.array([row["tokens"] for row in metrics])
+    seconds = np.array([row["seconds"] for row in metrics])
+    speed = np.diff(tokens, prepend=0) / np.maximum(seconds, 1e-9)
+    with picture(path, xlabel="tokens", ylabel="tokens/s", title=title) as axes:
+        axes.plot(tokens, speed, color="#b8c9e0", linewidth=0.8, label="each step")
+        axes.plot(
+            tokens, _smooth(speed, max(1, len(speed) // 40)), color="#1f5fa8", linewidth=1.6, label="mean of steps"
+        )
+        axes.set_ylim(bottom=0)
+        _stage_lines(axes, metrics)
+
+
+def tensorboard(folder: Path, done: int) -> Callable[[dict[str, Any]], None]:
+    """Writes each step's metrics for TensorBoard; what an earlier run wrote of steps after `done` is cut off."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise FactoryError("train.tensorboard: the package tensorboard is missing: pip install tensorboard") from error
+    writer = SummaryWriter(str(folder), purge_step=done + 1, flush_secs=10)
+
+    def report(row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, float):
+                writer.add_scalar(name, value, row["step"])
+
+    return report
 
 
 def clock(seconds: float) -> str:

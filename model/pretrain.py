@@ -1,15 +1,14 @@
-"""Pre-training: next-token prediction with AdamW, evaluation, and checkpoints that go on bit for bit."""
+"""Pre-training: next-token prediction with AdamW over the stages of a recipe, evaluation, and checkpoints that go on
+bit for bit."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 import math
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,14 @@ from torch import Tensor
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
 from model.attention import separated
-from model.checkpoint import load_hf, load_state, save_state
+from model.checkpoint import load_hf, save_hf
 from model.config import OptimizerConfig, TrainRecipe
-from model.data import IGNORE, Block, Stream, TokenDataset, read
+from model.curriculum import Stage, stages
+from model.data import IGNORE, Span, TokenDataset, allot, read
 from model.moe import Routing, balance_loss, expert_load
+from model.parallel import World, accumulate, build, clip, cores, stop_signals
+from model.state import States
+from model.stream import Mixture, Stream, blocks
 from model.transformer import Transformer
 from model.upcycle import upcycle
 
@@ -37,17 +40,30 @@ EXPERT_METRICS = ("balance_loss", "expert_load_max", "expert_load_min")
 METRICS = pa.schema(
     [
         ("step", pa.int64()),
+        ("stage", pa.string()),
         ("tokens", pa.int64()),
         ("loss", pa.float64()),
         ("evaluation_loss", pa.float64()),
         ("learning_rate", pa.float64()),
         ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
+        ("data_seconds", pa.float64()),  # of these, waiting for the data
         *((name, pa.float64()) for name in EXPERT_METRICS),
     ]
 )
 # What may differ when a training goes on: it changes neither the weights nor what the metrics mean.
-FREE = ("data.path", "train.save_every", "train.sample_prompt", "train.threads")
+FREE = (
+    "data.path",
+    "data.sets",
+    "train.save_every",
+    "train.sample_prompt",
+    "train.tensorboard",
+    "train.threads",
+    "train.micro_batch_size",
+    "train.compile",
+    "train.checkpoint_activations",
+    "train.context_parallel",
+)
 
 
 class Stopped(Exception):
@@ -56,18 +72,6 @@ class Stopped(Exception):
     def __init__(self, step: int, number: int) -> None:
         super().__init__(f"stopped after step {step}")
         self.step, self.signal = step, number
-
-
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step 1 .. steps: a straight warm-up, then a cosine, or level and then straight down (WSD)."""
-    top, low = config.learning_rate, config.learning_rate * config.final_share
-    if step <= config.warmup_steps:
-        return top * step / config.warmup_steps
-    if config.schedule == "cosine":
-        done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-        return low + (top - low) * 0.5 * (1 + math.cos(math.pi * done))
-    falling = max(1, round(config.decay_share * steps))
-    return top - (top - low) * max(0.0, (step - (steps - falling)) / falling)
 
 
 def optimizer_for(model: Transformer, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -90,16 +94,16 @@ class Separator:
     restart: bool
 
 
-def separator_of(recipe: TrainRecipe, data: TokenDataset) -> Separator | None:
-    """What data.documents says of this dataset; None where documents are joined."""
-    if recipe.data.documents == "joined":
+def separator_of(documents: str, data: TokenDataset) -> Separator | None:
+    """What `documents` means for this dataset; None where documents are joined."""
+    if documents == "joined":
         return None
     if data.end is None:
         raise FactoryError(
-            f"data.documents = {recipe.data.documents!r}: the tokenizer of {data.folder} has no <|endoftext|>, "
+            f"documents = {documents!r}: the tokenizer of {data.folder} lacks the separator, "
             'so that documents cannot be told apart: use "joined"'
         )
-    return Separator(data.end, recipe.data.documents == "restarted")
+    return Separator(data.end, documents == "restarted")
 
 
 def loss_of(
@@ -109,190 +113,268 @@ def loss_of(
     separator: Separator | None = None,
     routings: list[Routing] | None = None,
 ) -> Tensor:
-    """Cross-entropy in nats of each token given those before it; IGNORE in the batch is no token."""
+    """Cross-entropy in nats of each token given those before it; IGNORE in the batch is no token.
+
+    Where ranks share the sequences, of this rank's tokens.
+    """
     ids = torch.from_numpy(batch).to(model.lm_head.weight.device, torch.long)
-    given = ids[:, :-1].clamp(min=0)
+    given, targets = ids[:, :-1].clamp(min=0), ids[:, 1:]
     documents = separated(given, separator.end, separator.restart) if separator else None
+    context = model.model.context
+    if context is not None:
+        given, targets = context.part(given), context.part(targets)
     logits = model(given, documents=documents, routings=routings)
-    targets = ids[:, 1:].flatten()
+    targets = targets.flatten()
     total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
     # A batch may hold no target at all: a shard's last sequence can be one token long.
     return total if reduction == "sum" else total / (targets != IGNORE).sum().clamp(min=1)
 
 
-def held_out(blocks: list[Block], length: int, count: int, seed: int) -> np.ndarray:
+def held_out(spans: list[Span], length: int, count: int, seed: int) -> np.ndarray:
     """At most `count` held-out sequences, spread evenly over the places that were held out."""
-    order = np.random.default_rng([seed, 4]).permutation(len(blocks))[:EVALUATION_BLOCKS]
+    places = [block for span in spans for block in blocks(span, length)]
+    order = np.random.default_rng([seed, 4]).permutation(len(places))[:EVALUATION_BLOCKS]
     share = math.ceil(count / max(1, len(order)))
-    parts = []
+    parts = [np.empty((0, length), np.int32)]
     for number in sorted(order.tolist()):
-        rows = read([blocks[number]], length)
+        rows = read([places[number]], length)
         parts.append(rows[np.unique(np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(np.int64))])
-    return np.concatenate(parts)[:count] if parts else np.empty((0, length), np.int32)
+    return np.concatenate(parts)[:count]
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, sequences: np.ndarray, batch_size: int, separator: Separator | None = None) -> float:
-    """The mean loss a token over held-out sequences."""
-    total, tokens = 0.0, 0
-    for at in range(0, len(sequences), batch_size):
-        batch = sequences[at : at + batch_size]
-        total += loss_of(model, batch, "sum", separator).item()
-        tokens += int((batch[:, 1:] != IGNORE).sum())
-    return total / max(1, tokens)
+def evaluate(
+    model: Transformer,
+    sequences: np.ndarray,
+    batch_size: int,
+    separator: Separator | None = None,
+    world: World | None = None,
+) -> float:
+    """The mean loss a token over held-out sequences, `batch_size` at a time on each rank."""
+    world = world or World()
+    total = 0.0
+    for batch in world.split(sequences, batch_size, IGNORE):
+        total += loss_of(model, batch[world.part], "sum", separator).item()
+    return world.sums(total)[0] / max(1, int((sequences[:, 1:] != IGNORE).sum()))
 
 
-def identity(recipe: TrainRecipe, data: TokenDataset) -> dict[str, Any]:
+def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str, Any]:
     """What a training is, apart from where and how fast: two runs of one identity give the same weights."""
     parts = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("model", "data", "optimizer", "train")}
     flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
-    return {key: value for key, value in flat.items() if key not in FREE} | {"data.key": data.key}
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT are put into, instead of ending the process in the middle of a step."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, lambda number, _: caught.append(number))
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    keys = {f"key of {name}": one.key for name, one in data.items()}
+    curriculum = {f"stage {one.name}": dataclasses.asdict(one) for one in recipe.stages}
+    return {key: value for key, value in flat.items() if key not in FREE} | keys | curriculum
 
 
 class Pretraining:
     """One training in a run folder: `run()` starts it, or goes on from the folder's checkpoint.
 
-    `model` holds the weights and `metrics` a row for each step (see METRICS) when it has ended.
+    `data` are the datasets by name, `stages` what the recipe's stages come to; `model` holds the weights and `metrics`
+    a row for each step (see METRICS) when it has ended. Each process of `world` makes one, of the same arguments; rank
+    0 writes the files.
     """
 
-    def __init__(self, recipe: TrainRecipe, data: TokenDataset, folder: Path) -> None:
+    def __init__(
+        self, recipe: TrainRecipe, data: Mapping[str, TokenDataset], folder: Path, world: World | None = None
+    ) -> None:
         self.recipe, self.data, self.folder = recipe, data, folder
-        self.state_path = folder / "checkpoint" / "training.pt"
+        self.world = world or World()
+        self.world.share(recipe.train.context_parallel)
+        self.states = States(folder / "checkpoint", self.world)
         self.identity = identity(recipe, data)
-        if data.sequence_length > recipe.model.max_position_embeddings:
-            raise FactoryError(
-                f"{data.folder} has sequences of {data.sequence_length} tokens, but model.max_position_embeddings is "
-                f"{recipe.model.max_position_embeddings}: raise it, or pack shorter sequences"
-            )
-        torch.set_num_threads(recipe.train.threads or cores())
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = self._new().to(self.device)
+        self.tokenizer = next(iter(data.values()))  # all have the same
+        self.stages = stages(recipe, max(one.row_length for one in data.values()))
+        self.steps = self.stages[-1].last
+        for stage in self.stages:
+            separator_of(stage.documents, self.tokenizer)
+        self.parts = self._parts()
+        torch.set_num_threads(recipe.train.threads or max(1, cores() // self.world.local_size))
+        begun = self.states.description()
+        if begun is not None:
+            self._check(begun["identity"])
+        self.model = build(recipe.model, self.world, recipe.train, self._new if begun is None else None)
         self.optimizer = optimizer_for(self.model, recipe.optimizer)
-        self.separator = separator_of(recipe, data)
-        self.stream = Stream(data.training, data.sequence_length, recipe.data)
-        self.held_out = held_out(
-            data.evaluation, data.sequence_length, recipe.train.evaluation_sequences, recipe.data.seed
-        )
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
-        if self.state_path.exists():
-            self._restore()
+        if begun is not None:
+            self._restore(begun["step"])
+        self._enter(next((stage for stage in self.stages if self.step < stage.last), self.stages[-1]))
+
+    def _parts(self) -> dict[str, list[list[Span]]]:
+        """Of each dataset the tokens for each stage; none twice where there are enough."""
+        whole = {name: sum(span.tokens for span in one.training) for name, one in self.data.items()}
+        found = {}
+        for name, one in self.data.items():
+            shares = [(stage.weights or whole).get(name, 0) for stage in self.stages]
+            totals = [sum((stage.weights or whole).values()) for stage in self.stages]
+            demands = [
+                math.ceil(stage.tokens * share / total)
+                for stage, share, total in zip(self.stages, shares, totals, strict=True)
+            ]
+            found[name] = allot(one.training, demands, self.recipe.data.seed)
+        return found
 
     def _new(self) -> Transformer:
-        if self.recipe.train.upcycle and not self.state_path.exists():
-            dense = load_hf(self.recipe.train.upcycle).float()
-            return upcycle(dense, self.recipe.model, self.recipe.train.seed)
+        train = self.recipe.train
+        if train.upcycle:
+            return upcycle(load_hf(train.upcycle).float(), self.recipe.model, train.seed)
+        if train.start:
+            return load_hf(train.start, self.recipe.model).float()
         model = Transformer(self.recipe.model)
-        model.initialise(self.recipe.train.seed)
+        model.initialise(train.seed)
         return model
 
-    def _restore(self) -> None:
-        state = load_state(self.state_path)
-        for key in sorted(self.identity.keys() | state["identity"].keys()):
-            was, now = state["identity"].get(key), self.identity.get(key)
+    def _enter(self, stage: Stage) -> None:
+        """Make the model and the data those of a stage."""
+        self.stage = stage
+        self.model.configure(stage.model)
+        self.separator = separator_of(stage.documents, self.tokenizer)
+        config, number = self.recipe.data, self.stages.index(stage)
+        streams = {
+            name: Stream(
+                parts[number], stage.sequence_length, [config.seed, number], config.shuffle_tokens // len(self.data)
+            )
+            for name, parts in self.parts.items()
+            if parts[number]
+        }
+        self.mixture = Mixture(streams, stage.weights, stage.maximum_share)
+        self.held_out = self._held_out(stage)
+
+    def _held_out(self, stage: Stage) -> np.ndarray:
+        """Held-out sequences of a stage, each set's share as in training."""
+        config, count = self.recipe.data, self.recipe.train.evaluation_sequences
+        shares = dict(zip(self.mixture.names, self.mixture.quota / self.mixture.quota.sum(), strict=True))
+        parts = [
+            held_out(self.data[name].evaluation, stage.sequence_length, max(1, round(count * share)), config.seed)
+            for name, share in shares.items()
+        ]
+        return np.concatenate(parts)
+
+    def _check(self, begun: dict[str, Any]) -> None:
+        """Refuse to go on with what was begun as another training."""
+        identity = json.loads(json.dumps(self.identity))  # as it is stored: tuples are lists
+        for key in sorted(identity.keys() | begun.keys()):
+            was, now = begun.get(key), identity.get(key)
             if was != now:
                 raise FactoryError(
                     f"{self.folder} was begun with {key} = {was!r}, now it is {now!r}: "
                     "set it back, give out=ANOTHER_FOLDER, or remove the folder"
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+
+    def _restore(self, step: int) -> None:
+        self.states.load(self.model, self.optimizer)
+        self.step = step
         path = self.folder / "metrics.parquet"
         rows = pq.read_table(path).to_pylist() if path.exists() else []
         self.metrics = [row for row in rows if row["step"] <= self.step]
 
     def save(self) -> None:
-        """Write metrics and state. The data's position is the step: the order of the sequences depends on nothing
-        else, and training draws no random numbers."""
+        """Write metrics and state, the state while training goes on. The data's position is the step: the order of the
+        sequences depends on nothing else, and training draws no random numbers."""
         # The metrics come first: a kill between the two leaves rows too many, which _restore cuts off.
+        self.world.together(self._save_metrics)
+        self.states.save(self.step, self.model, self.optimizer, {"identity": self.identity})
+
+    def _save_metrics(self) -> None:
         with aside(str(self.folder / "metrics.parquet")) as scratch:
             pq.write_table(pa.Table.from_pylist(self.metrics, METRICS), scratch)
-        state = {
-            "identity": self.identity,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        save_state(self.state_path, state)
+
+    def save_model(self, name: str) -> None:
+        """Write checkpoint/NAME in Hugging Face's form."""
+        folder, data = self.folder / "checkpoint" / name, self.tokenizer
+        save_hf(self.model, folder, data.tokenizer, data.stop, self.world.first)
 
     def run(self, report: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
-        """Train to the end. `report` gets each step's row of metrics. Raises Stopped after SIGTERM or SIGINT."""
+        """Train to the end. `report` gets each step's row of metrics. Raises Stopped after SIGTERM or SIGINT to any
+        rank."""
+        try:
+            self._run(report)
+        finally:
+            self.states.wait()
+
+    def _run(self, report: Callable[[dict[str, Any]], None]) -> None:
         train = self.recipe.train
         with stop_signals() as caught:
-            while self.step < train.steps:
+            while self.step < self.steps:
+                if self.step == self.stage.last:
+                    self.save_model(f"stage-{self.stage.name}")
+                    self._enter(self.stages[self.stages.index(self.stage) + 1])
                 row = self._step()
-                if self.step % train.evaluate_every == 0 or self.step == train.steps:
+                ends = self.step == self.stage.last
+                if self.step % train.evaluate_every == 0 or ends:
                     row["evaluation_loss"] = self._evaluate()
                 self.metrics.append(row)
                 report(row)
-                if caught or self.step % train.save_every == 0 or self.step == train.steps:
+                stop = self.world.sums(len(caught))[0] > 0
+                if stop or self.step % train.save_every == 0 or ends:
                     self.save()
-                if caught and self.step < train.steps:
-                    raise Stopped(self.step, caught[0])
+                if stop and self.step < self.steps:
+                    raise Stopped(self.step, caught[0] if caught else signal.SIGTERM)
 
     def _evaluate(self) -> float | None:
         if not len(self.held_out):
             return None
-        return evaluate(self.model, self.held_out, self.recipe.train.batch_size, self.separator)
+        size = self.recipe.train.micro_batch_size or self.stage.batch_size
+        return evaluate(self.model, self.held_out, size, self.separator, self.world)
+
+    def _batch(self) -> list[np.ndarray]:
+        """The sequences of the next step in portions [parts of the world, sequences, length] that fit into memory."""
+        stage = self.stage
+        groups = self.mixture.batch((self.step - stage.first) * stage.batch_size, stage.batch_size)
+        size = (self.recipe.train.micro_batch_size or stage.batch_size) * stage.sequence_length
+        return [part for group in groups for part in self.world.split(group, size // group.shape[1], IGNORE)]
 
     def _step(self) -> dict[str, Any]:
         begin = time.perf_counter()
-        train = self.recipe.train
-        batch = self.stream.batch(self.step * train.batch_size, train.batch_size)
-        rate = learning_rate(self.step + 1, train.steps, self.recipe.optimizer)
+        parts = self._batch()
+        read = time.perf_counter()
+        rate = self.stage.learning_rate(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        routings: list[Routing] = []
-        loss = loss_of(self.model, batch, "mean", self.separator, routings)
-        total, experts = loss, dict.fromkeys(EXPERT_METRICS)
-        if routings:
-            real = torch.from_numpy(batch[:, :-1] != IGNORE).flatten().to(loss.device)
-            balance, load = balance_loss(routings, real), expert_load(routings, real)
-            total = loss + self.recipe.model.router_aux_loss_coef * balance
-            experts = dict(zip(EXPERT_METRICS, (balance.item(), load.max().item(), load.min().item()), strict=True))
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
-        values = loss.item(), norm.item()
-        if not all(map(math.isfinite, values)):
-            places = self.stream.places(self.step * train.batch_size, train.batch_size)
+        targets = sum(int((part[..., 1:] != IGNORE).sum()) for part in parts)
+        # A batch may hold no target at all: a shard's last sequence can be one token long.
+        results = [self._back(part, max(1, targets), last=part is parts[-1]) for part in parts]
+        values = [sum(column) for column in zip(*results, strict=True)] or [0.0]
+        values[:2] = self.world.sums(*values[:2])  # loads are those of all ranks already
+        loss, experts = values[0], values[1:]
+        norm = clip(self.model, self.recipe.optimizer.clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            places = self.mixture.places((self.step - self.stage.first) * self.stage.batch_size, self.stage.batch_size)
             raise FactoryError(
-                f"step {self.step + 1}: loss {values[0]}, gradient norm {values[1]}: stopped, the last good checkpoint "
+                f"step {self.step + 1}: loss {loss}, gradient norm {norm}: stopped, the last good checkpoint "
                 f"stays; lower optimizer.learning_rate, or look at the batch: {'; '.join(places)}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        tokens = int((batch != IGNORE).sum()) + (self.metrics[-1]["tokens"] if self.metrics else 0)
+        tokens = sum(int((part != IGNORE).sum()) for part in parts)
         return {
             "step": self.step,
-            "tokens": tokens,
-            "loss": values[0],
+            "stage": self.stage.name,
+            "tokens": tokens + (self.metrics[-1]["tokens"] if self.metrics else 0),
+            "loss": loss,
             "evaluation_loss": None,
             "learning_rate": rate,
-            "gradient_norm": values[1],
+            "gradient_norm": norm,
             "seconds": time.perf_counter() - begin,
-            **experts,
+            "data_seconds": read - begin,
+            **dict(zip(EXPERT_METRICS, experts or [None] * len(EXPERT_METRICS), strict=True)),
         }
+
+    def _back(self, parts: np.ndarray, targets: int, last: bool) -> list[float]:
+        """Add the gradients of this rank's part of a portion, after the `last` those of all ranks; its part of the loss
+        and, with experts, of EXPERT_METRICS."""
+        accumulate(self.model, last)
+        routings: list[Routing] = []
+        part, context, total = parts[self.world.part], self.world.context, self.world.sum
+        loss = loss_of(self.model, part, "sum", self.separator, routings) / targets
+        if not routings:
+            loss.backward()
+            return [loss.item()]
+        real = torch.from_numpy(part[:, 1:] != IGNORE)  # tokens that have one to predict
+        real = (context.part(real) if context is not None else real).flatten().to(loss.device)
+        share = float((parts[..., 1:] != IGNORE).sum()) / targets
+        balance, load = balance_loss(routings, real, total), expert_load(routings, real, total)
+        (loss + self.recipe.model.router_aux_loss_coef * share * balance).backward()
+        return [loss.item(), *(share * value.item() for value in (balance, load.max(), load.min()))]

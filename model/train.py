@@ -4,10 +4,13 @@ Trains, or goes on where it was stopped, and leaves a run folder:
 
     recipe.json               the recipe as resolved, with the data's identity and the versions
     metrics.parquet           a row for each step
-    loss.png                  the loss curve
+    loss.png, speed.png       the loss, and tokens/s
     sample.txt                generated text
     checkpoint/hf/            the model for transformers: AutoModelForCausalLM.from_pretrained(...)
-    checkpoint/training.pt    the state to go on from
+    checkpoint/stage-NAME/    the same at the end of each stage but the last
+    checkpoint/step-NUMBER/   the state to go on from
+
+`torchrun --nproc-per-node N -m model.train …` does the same on N processes (docs/distributed.md).
 """
 
 from __future__ import annotations
@@ -18,103 +21,161 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import make_folder, write_atomic
-from model.checkpoint import save_hf
-from model.config import TrainRecipe, load_recipe
-from model.data import TokenDataset
+from model.checkpoint import load_hf
+from model.config import TrainRecipe
+from model.data import TokenDataset, open_datasets, read_tokenizer
 from model.generate import encode, sample_text
-from model.picture import Progress, clock, loss_picture, text_curve
+from model.parallel import World, lost
+from model.picture import Progress, clock, loss_picture, speed_picture, tensorboard, text_curve
 from model.pretrain import Pretraining, Stopped
+from model.recipe import load_recipe
 from model.sample import Sampling
+from model.state import States
 
 USAGE = "usage: python -m model.train RECIPE.toml data=DATASET_FOLDER [out=FOLDER] [key=value ...]"
 SAMPLE_TOKENS = 120
 
 
-def train(recipe: TrainRecipe) -> Path:
-    """Run a training recipe to the end and return its run folder. Prints as it goes."""
-    data = TokenDataset(recipe.data.path, recipe.data.evaluation_share, recipe.data.seed)
+def train(recipe: TrainRecipe, world: World | None = None) -> Path:
+    """Run a training recipe to the end and return its run folder. Rank 0 of the world prints as it goes."""
+    world = world or World()
+    data = open_datasets(recipe.data)
     recipe = fit(recipe, data)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
     # The prompt of the sample is tried now, not after all of the training.
     room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
-    encode(data.tokenizer, recipe.train.sample_prompt, recipe.model.max_position_embeddings - room)
-    work = Pretraining(recipe, data, folder)
+    tokenizer = next(iter(data.values())).tokenizer
+    encode(tokenizer, recipe.train.sample_prompt, recipe.model.max_position_embeddings - room)
+    try:
+        work = Pretraining(recipe, data, folder, world)
+        _run(recipe, work)
+    except Exception as error:
+        if not lost(error):
+            raise
+        last = States(folder / "checkpoint", world).last()
+        raise FactoryError(
+            "another process of this training ended or cannot be reached: look at what it said; the same command "
+            + (f"goes on after {last.name}" if last else "begins again")
+        ) from error
+    return folder
+
+
+def _run(recipe: TrainRecipe, work: Pretraining) -> None:
+    if not work.world.first:
+        work.run()
+        work.save_model("hf")
+        return
+    folder, data = work.folder, work.data
     resolved = dataclasses.asdict(recipe)
-    resolved["dataset"] = {"name": data.name, "version": data.version, "key": data.key}
+    resolved["datasets"] = {
+        name: {"name": one.name, "version": one.version, "key": one.key} for name, one in data.items()
+    }
     resolved["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
-
-    length, steps = data.sequence_length, recipe.train.steps
-    size, threads = work.model.parameter_count(), torch.get_num_threads()
-    used = f", {work.model.activated_count():,} of them used by a token" if recipe.model.num_experts else ""
-    print(f"{recipe.name}: {size:,} parameters{used}, {work.device}, {threads} threads")
-    print(
-        f"data: {data.name}@{data.version}, {work.stream.rows:,} sequences of {length} tokens to learn from, "
-        f"{len(work.held_out):,} held out for evaluation"
-    )
-    tokens = steps * recipe.train.batch_size * length
-    print(f"{steps:,} steps of {recipe.train.batch_size} sequences = {tokens:,} tokens")
-    if work.step:
-        print(f"going on after step {work.step:,}")
-    progress = Progress(steps, work.step)
+    describe(recipe, work)
+    progress = Progress(work.steps, work.step)
+    reports: list[Callable[[dict[str, Any]], None]] = [progress]
+    if recipe.train.tensorboard:
+        reports.append(tensorboard(folder / "tensorboard", work.step))
     try:
-        work.run(progress)
+        work.run(lambda row: _each(reports, row))
     finally:
         progress.close()
-    return finish(recipe, data, work)
+    finish(recipe, work)
 
 
-def fit(recipe: TrainRecipe, data: TokenDataset) -> TrainRecipe:
-    """The recipe with the size of the data's vocabulary filled in."""
-    ids = data.vocabulary
+def _each(reports: list[Callable[[dict[str, Any]], None]], row: dict[str, Any]) -> None:
+    for report in reports:
+        report(row)
+
+
+def describe(recipe: TrainRecipe, work: Pretraining) -> None:
+    """Print what is going to be trained, and on what."""
+    size, threads, world = work.model.parameter_count(), torch.get_num_threads(), work.world
+    where = f"{world.device.type}, {threads} threads"
+    where += f" in each of {world.size} processes" if world.size > 1 else ""
+    used = f", {work.model.activated_count():,} of them used by a token" if recipe.model.num_experts else ""
+    print(f"{recipe.name}: {size:,} parameters{used}, {where}")
+    for one in work.data.values():
+        learn, held = (sum(span.tokens for span in spans) for spans in (one.training, one.evaluation))
+        print(f"data: {one.name}@{one.version}, {learn:,} tokens to learn from, {held:,} held out")
+    for stage in work.stages:
+        named = f"stage {stage.name}: " if recipe.stages else ""
+        whole = f", {stage.maximum_share:.0%} of the tokens at full length" if stage.maximum_share < 1 else ""
+        print(
+            f"{named}{stage.tokens:,} tokens = {stage.steps:,} steps of {stage.batch_size} sequences of "
+            f"{stage.sequence_length:,} tokens{whole}"
+        )
+    if work.step:
+        print(f"going on after step {work.step:,}")
+
+
+def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> TrainRecipe:
+    """The recipe with the size of the data's vocabulary filled in; FactoryError where data and model do not fit."""
+    one = next(iter(data.values()))
+    start = recipe.train.start or recipe.train.upcycle
+    if start and (Path(start) / "tokenizer.json").is_file() and read_tokenizer(Path(start))[0] != one.tokenizer_hash:
+        raise FactoryError(
+            f"{one.folder} was made with another tokenizer than the checkpoint {start}: pack the text with the "
+            f"checkpoint's (tokens.Pack: tokenizer = {str(start)!r})"
+        )
+    ids = one.vocabulary
     if 0 < recipe.model.vocab_size < ids:
         raise FactoryError(
-            f"model.vocab_size = {recipe.model.vocab_size}, but the tokenizer of {data.folder} has {ids:,} ids: "
+            f"model.vocab_size = {recipe.model.vocab_size}, but the tokenizer of {one.folder} has {ids:,} ids: "
             "leave vocab_size out, or use data of the right tokenizer"
         )
     size = recipe.model.vocab_size or ids
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
 
 
-def finish(recipe: TrainRecipe, data: TokenDataset, work: Pretraining) -> Path:
-    """Write the checkpoint for others, the picture and the sample, and say what lies where."""
+def finish(recipe: TrainRecipe, work: Pretraining) -> None:
+    """Write the checkpoint for others, the pictures and the sample, and say what lies where."""
     folder, metrics = work.folder, work.metrics
-    save_hf(work.model, folder / "checkpoint" / "hf", data.tokenizer, data.end)
-    loss_picture(metrics, folder / "loss.png", f"{recipe.name} on {data.name}@{data.version}")
+    work.save_model("hf")
+    title = f"{recipe.name} on {', '.join(f'{one.name}@{one.version}' for one in work.data.values())}"
+    loss_picture(metrics, folder / "loss.png", title)
+    speed_picture(metrics, folder / "speed.png", title)
     room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
     sampling = Sampling(tokens=room, temperature=0.7, top_p=0.9, seed=recipe.train.seed)
-    text = sample_text(work.model, data.tokenizer, recipe.train.sample_prompt, sampling)
+    # Read again: the model in training may be in shards, or compiled for training.
+    model = load_hf(folder / "checkpoint" / "hf").to(work.world.device)
+    text = sample_text(model, work.tokenizer.tokenizer, recipe.train.sample_prompt, sampling)
     sample = recipe.train.sample_prompt + text
     write_atomic(str(folder / "sample.txt"), sample + "\n")
 
     held = [row["evaluation_loss"] for row in metrics if row["evaluation_loss"] is not None]
-    seconds = sum(row["seconds"] for row in metrics)
+    seconds, waited = (sum(row[name] for row in metrics) for name in ("seconds", "data_seconds"))
     print(f"\n{text_curve(metrics)}\n")
     print(
         f"loss {metrics[0]['loss']:.3f} -> {metrics[-1]['loss']:.3f}"
         + (f", held out {held[-1]:.3f}" if held else "")
-        + f"; {metrics[-1]['tokens']:,} tokens in {clock(seconds)}, {metrics[-1]['tokens'] / seconds:,.0f} tokens/s"
+        + f"; {metrics[-1]['tokens']:,} tokens in {clock(seconds)}, {metrics[-1]['tokens'] / seconds:,.0f} tokens/s, "
+        f"{waited / seconds:.2%} of the time waiting for data"
     )
     print(f"\nsample:\n{sample}\n")
+    last = work.states.last()
+    assert last is not None
     lines = (
         ("checkpoint/hf/", "the model for transformers: AutoModelForCausalLM.from_pretrained"),
-        ("checkpoint/training.pt", "the state of the training"),
+        (f"checkpoint/{last.name}/", "the state of the training"),
         ("metrics.parquet", "a row for each step"),
-        ("loss.png", "the loss curve"),
+        ("loss.png, speed.png", "the loss, and tokens/s"),
         ("sample.txt", "the text above"),
         ("recipe.json", "the recipe as resolved"),
     )
     print(f"in {folder}:")
     for name, what in lines:
-        print(f"  {name:<24} {what}")
-    return folder
+        print(f"  {name:<26} {what}")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -123,21 +184,24 @@ def main(words: list[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if given else 2
+    world, told, code = World(), "", 0
     try:
-        train(load_recipe(given[0], given[1:]))
+        world = World.begin()
+        train(load_recipe(given[0], given[1:]), world)
     except FactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        told, code = f"error: {error}", 2
     except Stopped as stop:
-        print(f"stopped after step {stop.step:,}; run the same command to go on", file=sys.stderr)
-        return 128 + stop.signal
+        told, code = f"stopped after step {stop.step:,}; run the same command to go on", 128 + stop.signal
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "the run folder"
-        print(f"error: {where}: the disk is full: free some space or give out=FOLDER, then run again", file=sys.stderr)
-        return 2
-    return 0
+        told, code = f"error: {where}: the disk is full: free some space or give out=FOLDER, then run again", 2
+    if told and world.says(told):
+        print(told, file=sys.stderr, flush=True)
+    if code != 2 or world.size == 1:  # after an error the others may not be there to leave with
+        world.end()
+    return code
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ Shapes in comments: B sequences, T tokens, C hidden size, H query heads, G key/v
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from model.attention import Documents, Plan, plan
 from model.config import ModelConfig
 from model.moe import MLP, Experts, MoE, Router, Routing
+
+if TYPE_CHECKING:
+    from model.parallel import Context
 
 
 class Cache:
@@ -107,6 +112,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.context: Context | None = None
+        """The ranks that share each sequence: ids are then this rank's part, `documents` those of the whole."""
 
     def forward(
         self,
@@ -117,7 +124,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """`routings` is given what each layer of experts decided."""
         before = 0 if cache is None else cache.length if cache.lengths is None else cache.lengths
-        attend = plan(self.config, ids.shape[1], before, documents, ids.device)
+        attend = plan(self.config, ids.shape[1], before, documents, ids.device, self.context)
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x, routing = layer(x, attend, cache)
@@ -149,6 +156,10 @@ class Transformer(nn.Module):
         routings: list[Routing] | None = None,
     ) -> Tensor:
         return self.lm_head(self.model(ids, cache, documents, routings))
+
+    def configure(self, config: ModelConfig) -> None:
+        """Take over another reading of positions: rope_theta, rope_scaling, dual_chunk_attention_config."""
+        self.config = self.model.config = config
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -28,7 +28,7 @@ def test_a_shipped_recipe_loads_and_says_what_it_makes(path):
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes" / "train").glob("*.toml")), ids=lambda p: p.stem)
 def test_a_shipped_training_recipe_loads(path):
-    from model.config import load_recipe
+    from model.recipe import load_recipe
 
     assert load_recipe(str(path), ["data=runs/x@1"]).name == path.stem
 

@@ -188,7 +188,7 @@ def cuts(offsets: np.ndarray, data: np.ndarray, size: int = PIECE) -> np.ndarray
 class Pack(Regroup):
     """Tokenise the documents and pack them into sequences of exactly `sequence_length` token ids.
 
-    Documents follow one another, each ended by <|endoftext|>; one that does not fit goes on in the next sequence, so
+    Documents follow one another, each ended by the separator; one that does not fit goes on in the next sequence, so
     that nothing is lost and nothing padded. Only the last sequence of a shard may be shorter. A control token that is
     spelled out in a document is read as plain text: the separators are the only ones.
 
@@ -204,6 +204,9 @@ class Pack(Regroup):
     """Tokens in a sequence."""
     tokenizer: str = ""
     """A Hugging Face tokenizer folder; empty for the tokenizer that `tokens.Train` makes earlier in the recipe."""
+    separator: str = END
+    """The token that ends each document; a special one of its own, as UltraLong uses (arXiv 2504.06214), is told from
+    the end of a text in a chat."""
 
     produces: ClassVar[dict[str, pa.DataType]] = {
         "id": pa.large_string(),
@@ -241,7 +244,7 @@ class Pack(Regroup):
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise FactoryError(f"tokens.Pack: no tokenizer.json in {folder}: give a Hugging Face tokenizer folder")
-        self.__dict__["_encoder"] = Encoder(path)
+        self.__dict__["_encoder"] = Encoder(path, self.separator)
 
     def close(self) -> None:
         self.__dict__.pop("_encoder", None)
@@ -318,16 +321,16 @@ class Encoder:
     `end` is the id of the separator.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, separator: str = END) -> None:
         from tokenizers import Tokenizer
 
         try:
             whole = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception for a file that it cannot read
             raise FactoryError(f"{path} is not a tokenizer that can be loaded: {error}") from error
-        end = whole.token_to_id(END)
+        end = whole.token_to_id(separator)
         if end is None:
-            raise FactoryError(f"{path} has no token {END}: tokens.Pack separates documents by it")
+            raise FactoryError(f"{path} has no token {separator}: give tokens.Pack a `separator` that it has")
         self.end: int = end
         # An added token (a control token, `<tool_call>`) that is spelled out in a document is plain text.
         model = json.loads(path.read_text("utf-8"))

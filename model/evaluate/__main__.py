@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from factory.engine.errors import FactoryError, nearest
 from factory.engine.files import make_folder, write_atomic
-from model.config import ModelConfig, section
+from model.config import ModelConfig
 from model.evaluate import results
 from model.evaluate.task import Question, Task, build, find, names
 from model.generate import BATCH_TOKENS, Generator
+from model.options import section
 from model.sample import Sampling
 
 USAGE = "usage: python -m model.evaluate CHECKPOINT TASK... [out=FOLDER] [key=value ...]"

@@ -17,9 +17,10 @@ from torch import Tensor
 from factory.engine.errors import FactoryError
 from model.attention import Documents, DualChunk, blocks, plan, separated
 from model.checkpoint import load_hf, save_hf
-from model.config import ModelConfig, load_recipe
+from model.config import ModelConfig
 from model.data import TokenDataset
 from model.pretrain import Pretraining, Separator, evaluate, loss_of
+from model.recipe import load_recipe
 from model.rope import RopeScaling, frequencies, rotate, turns
 from model.train import fit
 from model.transformer import Cache
@@ -273,21 +274,21 @@ def test_documents_are_those_of_the_shards(dataset: Path) -> None:
 
 
 def test_training_with_documents_apart(dataset: Path, recipe: Path, tmp_path: Path) -> None:
-    data = TokenDataset(dataset)
+    data = {"data": TokenDataset(dataset)}
     losses = {}
     for mode in ("joined", "masked", "restarted"):
         read = load_recipe(recipe, [f"documents={mode}", "steps=3"])
         work = Pretraining(fit(read, data), data, tmp_path / mode)
         work.run()
         losses[mode] = [row["loss"] for row in work.metrics]
-        separator = Separator(data.end, False) if mode != "joined" else None
+        separator = Separator(data["data"].end, False) if mode != "joined" else None
         expected = evaluate(work.model, work.held_out, 8, separator)
         assert work.metrics[-1]["evaluation_loss"] == pytest.approx(expected, abs=1e-5)
     assert losses["masked"] == pytest.approx(losses["restarted"], abs=1e-4)
     assert abs(losses["joined"][-1] - losses["masked"][-1]) > 1e-5
     with pytest.raises(FactoryError, match=r"data\.documents"):
         Pretraining(fit(load_recipe(recipe, ["documents=masked"]), data), data, tmp_path / "joined")
-    data.end = None
+    data["data"].end = None
     with pytest.raises(FactoryError, match="cannot be told apart"):
         Pretraining(fit(load_recipe(recipe, ["documents=masked"]), data), data, tmp_path / "other")
 

@@ -1,4 +1,4 @@
-"""The order of the sequences depends on the seed alone, and any position can be read at once."""
+"""Token datasets: what is held out, what goes to which stage, any length of sequence, errors that name the file."""
 
 from __future__ import annotations
 
@@ -8,81 +8,90 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
 from model.config import DataConfig, ModelConfig
-from model.data import IGNORE, Stream, TokenDataset, find, read
+from model.data import IGNORE, Shard, Span, TokenDataset, allot, find, open_datasets, read
 from model.pretrain import held_out, loss_of
 from model.transformer import Transformer
 
 
-def stream(data: TokenDataset, **options: int) -> Stream:
-    return Stream(data.training, data.sequence_length, DataConfig(**options))  # type: ignore[arg-type]
+def places(spans: list[Span]) -> list[tuple[str, int]]:
+    """Every token's shard and place."""
+    return [(span.shard.path, at) for span in spans for at in range(span.begin, span.end)]
 
 
-def keys(sequences: np.ndarray) -> list[bytes]:
-    return [row.tobytes() for row in sequences]
+def shard_tokens(folder: Path, name: str) -> list[int]:
+    """All tokens of a shard, by pyarrow alone."""
+    return [token for row in pq.read_table(folder / "rows" / name)["input_ids"].to_pylist() for token in row]
 
 
-@pytest.mark.parametrize("shuffle_tokens", [1 << 26, 500, 1])
-def test_an_epoch_has_every_sequence_once(dataset: Path, shuffle_tokens: int) -> None:
-    data = TokenDataset(dataset)
-    everything = read(data.training, data.sequence_length)
-    one = stream(data, shuffle_tokens=shuffle_tokens)
-    assert one.rows == len(everything)
-    first, second = one.batch(0, one.rows), one.batch(one.rows, one.rows)
-    assert sorted(keys(first)) == sorted(keys(second)) == sorted(keys(everything))
-    assert keys(first) != keys(second), "each epoch has an order of its own"
-    assert keys(first) != keys(stream(data, seed=5, shuffle_tokens=shuffle_tokens).batch(0, one.rows))
+@pytest.mark.parametrize("length", [7, 16, 32, 33, 64, 100_000])
+def test_a_shard_is_one_run_of_tokens_for_any_length(dataset: Path, length: int) -> None:
+    data = TokenDataset(dataset, 0.0)
+    assert data.row_length == 32 and len(data.training) == 3
+    for span in data.training:
+        tokens = shard_tokens(dataset, Path(span.shard.path).name)
+        rows = read([span], length)
+        assert rows.shape == (-(-len(tokens) // length), length)
+        assert rows.flatten()[: len(tokens)].tolist() == tokens
+        assert (rows.flatten()[len(tokens) :] == IGNORE).all()
+        assert span.shard.read(5, 90).tolist() == tokens[5:90]
 
 
-@pytest.mark.parametrize("shuffle_tokens", [1 << 26, 500])
-def test_any_position_is_what_reading_from_the_start_gives(dataset: Path, shuffle_tokens: int) -> None:
-    data = TokenDataset(dataset)
-    through = stream(data, shuffle_tokens=shuffle_tokens).batch(0, 300)
-    rng = np.random.default_rng(0)
-    for position in rng.integers(0, 290, 20):
-        count = int(rng.integers(1, 300 - position + 1))
-        part = stream(data, shuffle_tokens=shuffle_tokens).batch(int(position), count)
-        assert np.array_equal(part, through[position : position + count])
-
-
-def test_held_out_sequences_are_not_trained_on(dataset: Path, make_dataset: Callable[..., Path]) -> None:
+def test_held_out_tokens_are_not_trained_on(dataset: Path, make_dataset: Callable[..., Path]) -> None:
     for folder in (dataset, make_dataset("many", shards=12, documents_each=4)):
         data = TokenDataset(folder, 0.1)
-        rows = [set(), set()]
-        for number, blocks in enumerate((data.training, data.evaluation)):
-            for block in blocks:
-                rows[number] |= {(block.path, block.group, block.start + row) for row in range(block.rows)}
-        total = sum(shard["rows"] for shard in json.loads((folder / "manifest.json").read_text())["rows"])
-        assert rows[1] and not rows[0] & rows[1] and len(rows[0]) + len(rows[1]) == total
-    shards = [{path for path, _, _ in part} for part in rows]
+        parts = [set(places(data.training)), set(places(data.evaluation))]
+        names = [shard["path"] for shard in json.loads((folder / "manifest.json").read_text())["rows"]]
+        total = sum(len(shard_tokens(folder, Path(name).name)) for name in names)
+        assert parts[1] and not parts[0] & parts[1] and len(parts[0]) + len(parts[1]) == total
+    shards = [{path for path, _ in part} for part in parts]
     assert len(shards[1]) == 1 and not shards[0] & shards[1], "of many shards, whole ones are held out"
     assert TokenDataset(dataset, 0.0).evaluation == []
 
 
 def test_held_out_sequences_come_from_everywhere(dataset: Path) -> None:
     data = TokenDataset(dataset, 0.3)
-    some = held_out(data.evaluation, data.sequence_length, 6, 0)
+    some = held_out(data.evaluation, 32, 6, 0)
     assert len(some) == 6
-    everything = read(data.evaluation, data.sequence_length)
-    assert set(keys(some)) <= set(keys(everything))
-    assert len(held_out(data.evaluation, data.sequence_length, 10_000, 0)) == len(everything)
+    everything = read(data.evaluation, 32)
+    assert {row.tobytes() for row in some} <= {row.tobytes() for row in everything}
+    assert len(held_out(data.evaluation, 32, 10_000, 0)) == len(everything)
+    assert held_out([], 32, 5, 0).shape == (0, 32)
 
 
-def test_short_sequences_are_filled_and_places_are_right(dataset: Path) -> None:
-    data = TokenDataset(dataset, 0.0)
-    one = stream(data)
-    batch = one.batch(0, one.rows)
-    short = np.flatnonzero((batch == IGNORE).any(axis=1))
-    assert len(short) == 3, "the last of each shard"
-    for position in [*short.tolist(), 0, 5]:
-        name, _, group, _, row = one.places(position, 1)[0].split()
-        table = pq.ParquetFile(dataset / "rows" / name).read_row_group(int(group), ["input_ids"])
-        assert table.column(0)[int(row)].as_py() == [token for token in batch[position] if token != IGNORE]
+@given(
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+    demands=st.lists(st.integers(0, 60), min_size=1, max_size=4).filter(any),
+    seed=st.integers(0, 3),
+)
+def test_stages_share_the_tokens(sizes: list[int], demands: list[int], seed: int) -> None:
+    """Where there are enough tokens no two stages have one in common and each has what it asked for; else all."""
+    spans = [Span(Shard(str(number), np.array([0, size])), 0, size) for number, size in enumerate(sizes)]
+    found = allot(spans, demands, seed)
+    if sum(demands) > sum(sizes) or len(demands) == 1:
+        assert all(sorted(places(part)) == sorted(places(spans)) for part in found)
+    else:
+        together = [place for part in found for place in places(part)]
+        assert sorted(together) == sorted(places(spans)), "each token once"
+        assert all(len(places(part)) >= demand for part, demand in zip(found, demands, strict=True))
+
+
+def test_datasets_of_two_tokenizers_are_refused(dataset: Path, make_dataset: Callable[..., Path]) -> None:
+    same = make_dataset("same", shards=2)
+    found = open_datasets(DataConfig(sets={"one": str(dataset), "two": str(same)}))
+    assert list(found) == ["one", "two"]
+    path = make_dataset("other", shards=2) / "tokenizer" / "tokenizer.json"
+    text = json.loads(path.read_text())
+    text["added_tokens"][0]["content"] = "<|another|>"
+    path.write_text(json.dumps(text))
+    with pytest.raises(FactoryError, match=r"other was made with another tokenizer than .*tiny@1"):
+        open_datasets(DataConfig(sets={"one": str(dataset), "two": str(path.parents[1])}))
 
 
 def test_bad_datasets_are_refused(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +127,12 @@ def test_bad_datasets_are_refused(dataset: Path, tmp_path: Path, monkeypatch: py
     shutil.move(folder / "other", folder / "tokenizer")
     change()
     path = folder / manifest["rows"][1]["path"]
-    table = pq.read_table(path)
-    long = table.set_column(1, "input_ids", pa.array([[1] * 40] * len(table), pa.list_(pa.int32())))
-    pq.write_table(long, path)
     data = TokenDataset(folder)
-    with pytest.raises(FactoryError, match="40 tokens among sequences of 32"):
-        read(data.training, data.sequence_length)
+    broken = bytearray(path.read_bytes())
+    broken[8:200] = bytes(192)
+    path.write_bytes(broken)
+    with pytest.raises(FactoryError, match=r"part-0000001\.parquet: row groups 0 to \d+ cannot be read"):
+        read(data.training, 32)
     path.write_bytes(b"not parquet at all")
     with pytest.raises(FactoryError, match="not a Parquet file"):
         TokenDataset(folder)
@@ -139,7 +148,7 @@ def test_shards_shorter_than_a_sequence_and_batches_without_a_target(make_datase
     """A shard may hold less than one sequence, and a sequence of one token has nothing to predict."""
     folder = make_dataset("short@1", shards=2, documents_each=1, length=4096)
     data = TokenDataset(folder, evaluation_share=0)
-    assert data.sequence_length == 4096
+    assert data.row_length == 4096
     config = ModelConfig(
         vocab_size=320,
         hidden_size=16,

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf, save_hf
-from model.config import ModelConfig, load_recipe, preset, section
+from model.config import ModelConfig
 from model.moe import Experts, Routing, balance_loss, expert_load
+from model.options import section
 from model.presets import PRESETS
+from model.recipe import load_recipe, preset
 from model.rope import RopeScaling, frequencies
 from model.transformer import Transformer
 from tests.model.conftest import greedy

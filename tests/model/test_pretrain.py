@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,17 +21,18 @@ import torch
 
 from factory.engine.errors import FactoryError
 from model import generate, pretrain, train
-from model.config import DataConfig, OptimizerConfig, load_recipe
-from model.data import TokenDataset
+from model.config import DataConfig, OptimizerConfig
+from model.data import open_datasets
 from model.picture import Progress, clock, text_curve
-from model.pretrain import Pretraining, Stopped, learning_rate, loss_of
+from model.pretrain import Pretraining, Stopped, loss_of
+from model.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(recipe: Path, dataset: Path, folder: Path, *words: str) -> Pretraining:
     loaded = load_recipe(recipe, [f"data={dataset}", *words])
-    data = TokenDataset(loaded.data.path, loaded.data.evaluation_share, loaded.data.seed)
+    data = open_datasets(loaded.data)
     return Pretraining(train.fit(loaded, data), data, folder)
 
 
@@ -60,7 +60,7 @@ def test_the_command_line_leaves_a_run_folder(
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "sample.txt").read_text().startswith("Returns a new array of the given shape")
     resolved = json.loads((out / "recipe.json").read_text())
-    assert resolved["model"]["vocab_size"] == 320 and resolved["dataset"]["key"] == "0123"
+    assert resolved["model"]["vocab_size"] == 320 and resolved["datasets"]["data"]["key"] == "0123"
     for name in ("loss.png", "metrics.parquet", "checkpoint/hf/", "Returns a new array", "tokens/s", "held out"):
         assert name in printed.out + printed.err
     transformers = pytest.importorskip("transformers")
@@ -73,9 +73,9 @@ def test_the_command_line_leaves_a_run_folder(
     work = start(recipe, dataset, out, *words)
     assert work.step == 160, "a finished training is only read again"
     assert (work.model(ids) - model(ids).logits).abs().max() < 1e-4
-    before = (out / "checkpoint" / "training.pt").stat().st_mtime_ns
+    before = (out / "checkpoint" / "step-0000160").stat().st_mtime_ns
     assert train.main([str(recipe), f"data={dataset}", f"out={out}", *words]) == 0
-    assert (out / "checkpoint" / "training.pt").stat().st_mtime_ns == before
+    assert (out / "checkpoint" / "step-0000160").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
@@ -98,7 +98,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(recipe: Path, dataset: Path, tmp
         assert again.step == stop
         again.run()
         assert same(weights(whole), weights(again))
-        steady = [[{**row, "seconds": 0} for row in work.metrics] for work in (whole, again)]
+        steady = [[{**row, "seconds": 0, "data_seconds": 0} for row in work.metrics] for work in (whole, again)]
         assert steady[0] == steady[1]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -108,9 +108,8 @@ def test_a_kill_loses_at_most_the_steps_since_the_checkpoint(recipe: Path, datas
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "model.train", str(recipe), f"data={dataset}", f"out={out}", "steps=300"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    state = out / "checkpoint" / "training.pt"
     deadline = time.monotonic() + 60
-    while not state.exists() and time.monotonic() < deadline:
+    while not list(out.glob("checkpoint/step-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
@@ -132,10 +131,10 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Path, dataset: Pat
     manifest = json.loads((dataset / "manifest.json").read_text())
     other = shutil.copytree(dataset, tmp_path / "other")
     (other / "manifest.json").write_text(json.dumps(manifest | {"key": "4567"}))
-    with pytest.raises(FactoryError, match=r"data\.key = '0123', now it is '4567'"):
+    with pytest.raises(FactoryError, match=r"key of data = '0123', now it is '4567'"):
         start(recipe, other, tmp_path / "run", "steps=2")
     start(recipe, dataset, tmp_path / "run", "steps=2", "save_every=1")
-    (tmp_path / "run" / "checkpoint" / "training.pt").write_bytes(b"cut off")
+    (tmp_path / "run" / "checkpoint" / "step-0000002" / ".metadata").write_bytes(b"cut off")
     with pytest.raises(FactoryError, match="cannot read the checkpoint"):
         start(recipe, dataset, tmp_path / "run", "steps=2")
 
@@ -153,19 +152,18 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(
     recipe: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = torch.save
+    real = os.fsync
 
-    def save(state: dict, file: BinaryIO) -> None:
-        real(state, file)
-        if state["step"] > 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    def fsync(file: int) -> None:
+        real(file)
+        if "step-0000030" in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(os, "fsync", fsync)
     out = tmp_path / "run"
     assert train.main([str(recipe), f"data={dataset}", f"out={out}"]) == 2
     error = capsys.readouterr().err
     assert "disk is full" in error.splitlines()[-1]
-    assert [path.name for path in (out / "checkpoint").iterdir()] == ["training.pt"]
     monkeypatch.undo()
     again = start(recipe, dataset, out)
     assert again.step == 20 and len(again.metrics) == 20
@@ -173,7 +171,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(
 
 def test_short_sequences_and_padding_do_not_count(recipe: Path, dataset: Path, tmp_path: Path) -> None:
     work = start(recipe, dataset, tmp_path / "run")
-    batch = work.stream.batch(0, 2)
+    batch = work.mixture.batch(0, 2)[0]
     short = np.full_like(batch, -1)
     short[:, :20] = batch[:, :20]
     assert torch.allclose(loss_of(work.model, short), loss_of(work.model, batch[:, :20]), atol=1e-6)
@@ -181,14 +179,14 @@ def test_short_sequences_and_padding_do_not_count(recipe: Path, dataset: Path, t
 
 def test_learning_rates() -> None:
     cosine = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_share=0.1)
-    rates = [learning_rate(step, 100, cosine) for step in range(1, 101)]
+    rates = [cosine.rate(step, 100) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert rates[54] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1)
     wsd = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_share=0.0, schedule="wsd", decay_share=0.2)
-    rates = [learning_rate(step, 100, wsd) for step in range(1, 101)]
+    rates = [wsd.rate(step, 100) for step in range(1, 101)]
     assert rates[10:80] == [1.0] * 70
     assert rates[80:] == pytest.approx([1 - step / 20 for step in range(1, 21)])
-    assert learning_rate(1, 1, OptimizerConfig(warmup_steps=0, learning_rate=1.0)) <= 1.0
+    assert OptimizerConfig(warmup_steps=0, learning_rate=1.0).rate(1, 1) <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -202,7 +200,7 @@ def test_learning_rates() -> None:
         ("hidden_size=33", r"model\.hidden_size = 33 must be"),
         ("num_key_value_heads=3", r"num_key_value_heads = 3"),
         ("steps=0", r"train\.steps = 0: must be above 0"),
-        ("evaluation_share=0.9", r"at most 0\.5"),
+        ("evaluation_share=0.9", r"between 0 and 0\.5"),
         ("final_share=2", r"optimizer\.final_share = 2\.0: must lie between 0 and 1"),
         ("steps", r"not of the form key=value"),
         ("vocab_size=100", r"vocab_size = 100, but the tokenizer of .* has 320 ids"),
@@ -271,5 +269,5 @@ def test_curve_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_decay_that_begins_in_the_warm_up_is_refused(recipe: Path) -> None:
-    with pytest.raises(FactoryError, match=r"more than train\.steps = 40"):
+    with pytest.raises(FactoryError, match=r"more than the 40 steps"):
         load_recipe(recipe, ["data=x", "schedule=wsd", "warmup_steps=30", "decay_share=0.5"])

@@ -10,7 +10,9 @@ import torch
 
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf, save_hf
-from model.config import ModelConfig, load_recipe, section
+from model.config import ModelConfig
+from model.options import section
+from model.recipe import load_recipe
 from model.rope import RopeScaling, frequencies, rotate, turns
 from tests.model.conftest import greedy
 from tests.model.test_transformer import build, ids, theirs
