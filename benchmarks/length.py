@@ -7,7 +7,8 @@ A tiny model is trained at length L = 64 and asked at up to 8 L. Two tasks:
 - `copy`: a text of distinct tokens is repeated; the answer to each token is what followed it the first time. The model
   must know which token came just before which: fine positions are needed, and these interpolation blurs.
 
-For each way of reading positions the table has the accuracy by length, and at 4 L by how far back the answer lies.
+For each way of reading positions the table has the accuracy by length, and at 4 L by how far back the answer lies; with
+--out FOLDER a heat map of each way shows both.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.attention import DualChunk
 from model.config import ModelConfig
+from model.evaluate.results import heatmap
 from model.rope import RopeScaling
 from model.transformer import Transformer
 
@@ -30,6 +34,7 @@ LENGTH = 64
 WORDS = 512  # copy: different tokens
 KEYS, VALUES, FILLER, ASKED = 32, 8, 8, 8  # needles
 NONE = -100  # no answer here
+TIMES = (1, 2, 4, 8)  # lengths asked at, in trained lengths
 DISTANCES = 5  # parts by which answers are sorted
 
 # A batch of one length: ids, the answer to each token or NONE, and how far back it lies as a share of the length.
@@ -80,6 +85,7 @@ def ways(length: int) -> dict[str, dict[str, object]]:
         "DCA + YaRN's scaling": {
             "dual_chunk_attention_config": dataclasses.replace(dual, original_max_position_embeddings=length)
         },
+        "DCA + YaRN": {"dual_chunk_attention_config": dual, "rope_scaling": yarn},
     }
 
 
@@ -134,6 +140,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sequences", type=int, default=200, help="to ask at each length")
+    parser.add_argument("--out", type=Path, help="a folder for the heat maps, TASK.png")
     options = parser.parse_args()
     torch.set_num_threads(1)  # at this size a second thread helps little, and waits where the cores are shared
     for name in options.tasks:
@@ -142,14 +149,21 @@ def main() -> None:
         model = train(task, vocabulary, steps, options.seed)
         print(f"{name}: {model.parameter_count():,} parameters, {steps} steps at length {LENGTH}, ", end="")
         print(f"{time.perf_counter() - begin:.0f} s, seed {options.seed}")
-        lengths = "".join(f"{n:>5} L" for n in (1, 2, 4, 8))
+        lengths = "".join(f"{n:>5} L" for n in TIMES)
         print(f"{'':22}{lengths}    at 4 L, answer back by  " + "".join(f"{20 * n:>5}%" for n in range(DISTANCES)))
         plain = model.config
+        maps = {}
         for way, changes in ways(LENGTH).items():
             model.config = model.model.config = dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
-            found = [accuracy(model, task, LENGTH * n, options.seed, options.sequences) for n in (1, 2, 4, 8)]
+            found = [accuracy(model, task, LENGTH * n, options.seed, options.sequences) for n in TIMES]
             print(f"{way:22}" + "".join(f"{whole:7.3f}" for whole, _ in found) + " " * 28, end="")
             print("".join("     -" if share != share else f"{share:6.2f}" for share in found[2][1]))
+            maps[way] = np.array([share for _, share in found]).T
+        if options.out:
+            columns = [f"{n} L" for n in TIMES]
+            back = [f"{20 * n}-{20 * (n + 1)}%" for n in range(DISTANCES)]
+            heatmap(options.out / f"{name}.png", maps, columns, back, "answer back by", f"{name}: length, L = {LENGTH}")
+            print(f"heat maps: {options.out / name}.png")
         print()
 
 

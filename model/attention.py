@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from factory.engine.errors import FactoryError
 from model.rope import frequencies, rotate, turns
@@ -218,25 +219,13 @@ def attend_one(forms: Tensor, kinds: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, origin: int = 0) -> Tensor:
     """Causal attention of q [B, H, T, D] to k and v [B, G, S, D]."""
-    if k.shape[2] > q.shape[2]:
-        return _extended(q, k, v)
+    length, seen = q.shape[2], k.shape[2]
+    if seen > length and not q.is_cuda:
+        return later_attention(q, k, v, origin)  # a mask would take T S of memory
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _extended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """New tokens see all cached ones, and each other causally: in two parts, for a mask would take T S of memory."""
-    before = k.shape[2] - q.shape[2]
-    past = _flash(q, k[:, :, :before], v[:, :, :before], False)
-    return merge([past, _flash(q, k[:, :, before:], v[:, :, before:], True)])[0].to(q.dtype)
-
-
-def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Attention to several sets of keys under one softmax, from that to each and its log-sum-exps: both, merged."""
-    sums = torch.logsumexp(torch.stack([weight for _, weight in parts]), dim=0)
-    merged: Any = sum(part * (weight - sums).exp()[..., None] for part, weight in parts)
-    return merged, sums
+    mask = causal_lower_right(length, seen) if seen > length else None
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
 class DualChunks(Plan):
@@ -320,7 +309,9 @@ class ChunkedAttention(torch.autograd.Function):
             found = [
                 _flash(queries[kind][:, :, rows], k[:, :, keys], v[:, :, keys], causal) for kind, keys, causal in parts
             ]
-            out[:, :, rows], total[:, :, rows] = merge(found)
+            sums = torch.logsumexp(torch.stack([weight for _, weight in found]), dim=0)
+            merged = sum(part * (weight - sums).exp()[..., None] for part, weight in found)
+            out[:, :, rows], total[:, :, rows] = merged, sums
         ctx.save_for_backward(*queries, k, v, out, total)
         ctx.chunk, ctx.origin = chunk, origin
         return out

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf
+from model.data import END
 from model.sample import Reason, Row, Sampling, batches, continue_rows, log_probabilities, noise_of
 from model.transformer import Transformer
 
-END = "<|endoftext|>"
 BATCH_TOKENS = 1 << 16  # of cache: 0.8 GB for Qwen2.5-0.5B in bfloat16, 3.8 GB for 7B
 UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
 

@@ -179,12 +179,15 @@ def pick(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> T
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p == 1:
+        sums = probabilities.cumsum(-1, dtype=torch.float64)
+        found = torch.searchsorted(sums, uniform[:, None].double() * sums[:, -1:], right=True)
+        return found[:, 0].clamp(max=logits.shape[1] - 1)
     ordered, places = probabilities.sort(dim=-1, descending=True, stable=True)
     sums = ordered.cumsum(-1, dtype=torch.float64)
     # A token stays while those before it have not reached top_p; the first always does.
     kept = (sums - ordered < top_p).sum(-1, keepdim=True).clamp(min=1)
-    total = sums.gather(-1, kept - 1)
-    found = torch.searchsorted(sums, uniform[:, None].double() * total, right=True)
+    found = torch.searchsorted(sums, uniform[:, None].double() * sums.gather(-1, kept - 1), right=True)
     return places.gather(-1, torch.minimum(found, kept - 1))[:, 0]
 
 

@@ -57,15 +57,16 @@ def test_a_benchmark_prints_its_table(data, name):
 
 @pytest.mark.slow
 def test_positions_beyond_the_trained_length(tmp_path):
-    """Copying at four times the trained length: plain RoPE and interpolation fail, YaRN and dual chunks do not."""
-    printed = benchmark("length", "--tasks", "copy", "--sequences", "100")
+    """Copying at four times the trained length: plain RoPE and interpolation fail, YaRN, dual chunks and both hold."""
+    printed = benchmark("length", "--tasks", "copy", "--sequences", "100", "--out", str(tmp_path))
     rows = {
         line[:22].strip(): [float(x) for x in line[22:].split()[:4]] for line in printed.splitlines() if "0." in line
     }
     four = {way: row[2] for way, row in rows.items() if len(row) == 4}
     assert rows["plain RoPE"][0] > 0.98
     assert max(four["plain RoPE"], four["interpolation"]) < 0.4
-    assert four["YaRN"] > 0.8 and min(four["DCA"], four["DCA + YaRN's scaling"]) > 0.7
+    assert four["YaRN"] > 0.8 and min(four["DCA"], four["DCA + YaRN's scaling"], four["DCA + YaRN"]) > 0.7
+    assert (tmp_path / "copy.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_every_benchmark_is_listed():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
-from model.data import find
+from model.data import TokenDataset
 from model.evaluate.text import read_texts
 from model.generate import Generator, load_tokenizer
 from model.sample import log_probabilities
@@ -39,6 +39,10 @@ class Perplexity:
 
     data: str = ""
     """A dataset folder made by a recipe with tokens.Pack, of the model's own tokenizer."""
+    evaluation_share: float = 0.0
+    """The share of the dataset that the training held out (its data.evaluation_share): only this is read; 0 for all."""
+    seed: int = 0
+    """The training's data.seed: it decides what was held out."""
     files: tuple[str, ...] = ()
     """Text files, instead of a dataset."""
     length: int = 0
@@ -87,34 +91,27 @@ class Perplexity:
         """The loss of each token but the first of each sequence: [sequences, length - 1]."""
         if bool(self.data) == bool(self.files):
             raise FactoryError("perplexity: give either perplexity.data=DATASET or perplexity.files=[...]")
-        ids = self._dataset(generator, length) if self.data else np.array(generator.encode(read_texts(self.files)))
-        count = min(self.sequences, len(ids) // length)
-        if not count:
-            raise FactoryError(f"perplexity: {len(ids):,} tokens are less than one sequence of {length:,}")
+        cut = self._dataset(generator, length) if self.data else self._files(generator, length)
         found = []
-        for row in ids[: count * length].reshape(count, length).tolist():
-            values, _ = log_probabilities(generator.model, [row], [1])
+        for ids in itertools.islice(cut, self.sequences):
+            values, _ = log_probabilities(generator.model, [ids], [1])
             found.append(-values[0].double().numpy())
+        if not found:
+            raise FactoryError(f"perplexity: {self.data or ', '.join(self.files)} has no {length:,} tokens in a row")
         return np.stack(found)
 
-    def _dataset(self, generator: Generator, length: int) -> np.ndarray:
-        """The first tokens of the dataset, as many as are needed."""
-        folder = find(self.data)
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        if "input_ids" not in manifest.get("columns", {}):
-            raise FactoryError(f"{folder} holds no tokens: give a dataset of a recipe that ends in tokens.Pack")
-        theirs = load_tokenizer(folder / manifest.get("artifacts", {}).get("tokenizer", "tokenizer"))
-        if theirs.get_vocab() != generator.tokenizer.get_vocab():
-            raise FactoryError(f"{folder} was made with another tokenizer than the model's")
-        parts: list[np.ndarray] = []
-        wanted = self.sequences * length
-        for shard in manifest["rows"]:
-            file = pq.ParquetFile(folder / shard["path"])
-            for batch in file.iter_batches(batch_size=64, columns=["input_ids"]):
-                parts.append(batch.column(0).flatten().to_numpy())
-                if (wanted := wanted - len(parts[-1])) <= 0:
-                    return np.concatenate(parts)
-        return np.concatenate(parts)
+    def _files(self, generator: Generator, length: int) -> Iterator[list[int]]:
+        ids = generator.encode(read_texts(self.files))
+        for at in range(0, len(ids) - length + 1, length):
+            yield ids[at : at + length]
+
+    def _dataset(self, generator: Generator, length: int) -> Iterator[list[int]]:
+        data = TokenDataset(self.data, self.evaluation_share, self.seed)
+        if load_tokenizer(data.tokenizer).get_vocab() != generator.tokenizer.get_vocab():
+            raise FactoryError(f"{data.folder} was made with another tokenizer than the model's")
+        for span in data.evaluation if self.evaluation_share else data.training:
+            for at in range(span.begin, span.end - length + 1, length):
+                yield span.shard.read(at, at + length).tolist()
 
 
 def picture(rows: list[dict], path: Path, title: str) -> None:

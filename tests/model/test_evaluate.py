@@ -20,6 +20,7 @@ from factory.engine.errors import FactoryError
 from model.attention import DualChunk
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
+from model.data import TokenDataset
 from model.evaluate import results
 from model.evaluate.__main__ import ask, main, parse
 from model.evaluate.perplexity import Perplexity
@@ -223,7 +224,14 @@ def test_perplexity_of_a_token_dataset(dataset: Path, tmp_path: Path) -> None:
     assert np.abs(losses - expected.numpy()).max() < 1e-4
     with pytest.raises(FactoryError, match="another tokenizer"):
         Perplexity(data=str(dataset)).losses(Generator(model, numbers(320)), 100)
-    with pytest.raises(FactoryError, match="less than one sequence"):
+    data = TokenDataset(dataset, 0.3, 1)
+    (span,) = data.evaluation
+    held = Perplexity(data=str(dataset), sequences=1, evaluation_share=0.3, seed=1).losses(generator, 64)
+    ids = torch.from_numpy(span.shard.read(0, 64)).long()[None]
+    with torch.no_grad():
+        expected = F.cross_entropy(model(ids)[0, :-1], ids[0, 1:], reduction="none")
+    assert np.abs(held[0] - expected.numpy()).max() < 1e-4, "what a training with these options holds out"
+    with pytest.raises(FactoryError, match="has no 100,000 tokens in a row"):
         Perplexity(data=str(dataset)).losses(generator, 100_000)
 
 
