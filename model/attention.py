@@ -90,19 +90,22 @@ def separated(ids: Tensor, end: int, restart: bool) -> Documents:
 def plan(
     config: ModelConfig,
     length: int,
-    before: int,
+    before: int | Tensor,
     documents: Documents | None,
     device: torch.device,
     context: Context | None = None,
 ) -> Plan:
-    """How the `length` tokens that follow `before` cached ones attend.
+    """How the `length` tokens that follow `before` cached ones attend. `before` [B]: one token follows as many in each
+    sequence.
 
     With a `context` these are this rank's part of sequences that several ranks share; `documents` are the whole
     sequences'.
     """
+    class_ = Full if config.dual_chunk_attention_config is None else DualChunks
+    if isinstance(before, Tensor):
+        return class_(config, before[:, None, None], None)
     if before and (documents is not None or context is not None):
         raise ValueError("a cache cannot be used together with documents or a context of several ranks")
-    class_ = Full if config.dual_chunk_attention_config is None else DualChunks
     length *= context.size if context is not None else 1
     return class_(config, torch.arange(before, before + length, device=device), documents, context)
 
@@ -114,6 +117,7 @@ class Plan(ABC):
         self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
     ) -> None:
         self.config, self.documents, self.context = config, documents, context
+        self.last = run[:, 0] if run.ndim == 3 else None  # [B, 1], where each sequence has one token at its own place
         self.spans = documents.spans() if documents is not None else []
         self.length = len(run)
         self.positions = self.mine(run if documents is None else documents.positions()[:, None])  # [T], [B or 1, 1, T]
@@ -184,8 +188,11 @@ class Full(Plan):
         return rotate(k, self.turn)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        attend = full_attention if self.context is None else later_attention
-        return self.each(attend, rotate(q, self.turn), k, v)
+        q = rotate(q, self.turn)
+        if self.last is not None:
+            places = torch.arange(k.shape[2], device=k.device)
+            return attend_one(q, torch.where(places <= self.last, 0, -1), k, v)
+        return self.each(full_attention if self.context is None else later_attention, q, k, v)
 
 
 def later_attention(q: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
@@ -193,15 +200,43 @@ def later_attention(q: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
     return ChunkedAttention.apply(q, q, q, k, v, origin + k.shape[2], origin)  # all in one chunk
 
 
+def attend_one(forms: Tensor, kinds: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The attention of one query in each sequence, turned in F ways: forms [B, H, F, D], k and v [B, G, S, D].
+
+    `kinds` [B, S] says which form each key takes, -1 for a key that is not seen. Returns [B, H, 1, D].
+    """
+    batch, heads, count, size = forms.shape
+    groups = k.shape[1]
+    # The heads of a group lie one after another: its keys are read once for all of them.
+    scores = forms.reshape(batch, groups, -1, size) @ k.transpose(2, 3)
+    scores = scores.view(batch, heads, count, -1).float() * size**-0.5
+    taken = kinds.clamp(min=0)[:, None, None].expand(-1, heads, 1, -1)
+    scores = scores.gather(2, taken)[:, :, 0].masked_fill(kinds[:, None] < 0, -torch.inf)
+    weights = scores.softmax(-1).to(v.dtype).view(batch, groups, heads // groups, -1)
+    return (weights @ v).view(batch, heads, 1, size)
+
+
 def full_attention(q: Tensor, k: Tensor, v: Tensor, origin: int = 0) -> Tensor:
     """Causal attention of q [B, H, T, D] to k and v [B, G, S, D]."""
+    if k.shape[2] > q.shape[2]:
+        return _extended(q, k, v)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    length, seen = q.shape[2], k.shape[2]
-    mask = None
-    if seen > length > 1:  # new tokens see all before them, and each other causally
-        mask = torch.ones(length, seen, dtype=torch.bool, device=q.device).tril(seen - length)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=seen == length)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def _extended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """New tokens see all cached ones, and each other causally: in two parts, for a mask would take T S of memory."""
+    before = k.shape[2] - q.shape[2]
+    past = _flash(q, k[:, :, :before], v[:, :, :before], False)
+    return merge([past, _flash(q, k[:, :, before:], v[:, :, before:], True)])[0].to(q.dtype)
+
+
+def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Attention to several sets of keys under one softmax, from that to each and its log-sum-exps: both, merged."""
+    sums = torch.logsumexp(torch.stack([weight for _, weight in parts]), dim=0)
+    merged: Any = sum(part * (weight - sums).exp()[..., None] for part, weight in parts)
+    return merged, sums
 
 
 class DualChunks(Plan):
@@ -239,7 +274,11 @@ class DualChunks(Plan):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.sharpness is not None:
             q = q * self.sharpness.to(q.dtype)
-        turned = (rotate(q, turn) for turn in (self.intra, self.successive, self.inter))
+        turned = [rotate(q, turn) for turn in (self.intra, self.successive, self.inter)]
+        if self.last is not None:
+            places = torch.arange(k.shape[2], device=k.device)
+            kinds = (self.last // self.chunk - places // self.chunk).clamp(max=2)
+            return attend_one(torch.cat(turned, dim=2), kinds.masked_fill(places > self.last, -1), k, v)
         return self.each(self._attend, *turned, k, v)
 
     def _attend(self, intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
@@ -281,9 +320,7 @@ class ChunkedAttention(torch.autograd.Function):
             found = [
                 _flash(queries[kind][:, :, rows], k[:, :, keys], v[:, :, keys], causal) for kind, keys, causal in parts
             ]
-            sums = torch.logsumexp(torch.stack([weight for _, weight in found]), dim=0)
-            merged = sum(part * (weight - sums).exp()[..., None] for part, weight in found)
-            out[:, :, rows], total[:, :, rows] = merged, sums
+            out[:, :, rows], total[:, :, rows] = merge(found)
         ctx.save_for_backward(*queries, k, v, out, total)
         ctx.chunk, ctx.origin = chunk, origin
         return out

@@ -1,124 +1,269 @@
-"""Sampling with a key/value cache: `python -m model.generate FOLDER "prompt"`."""
+"""Text from a model: `python -m model.generate FOLDER "prompt"`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from tokenizers import Tokenizer
 
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf
-from model.transformer import Cache, Transformer
+from model.sample import Reason, Row, Sampling, batches, continue_rows, log_probabilities, noise_of
+from model.transformer import Transformer
 
 END = "<|endoftext|>"
+BATCH_TOKENS = 1 << 16  # of cache: 0.8 GB for Qwen2.5-0.5B in bfloat16, 3.8 GB for 7B
+UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
 
 
-@torch.inference_mode()
-def generate(
-    model: Transformer,
-    prompt: Tensor,
-    tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    end: int | None = None,
-) -> Tensor:
-    """Continue `prompt` (ids [B, T], no padding) by at most `tokens` ids: [B, new].
+@dataclass(frozen=True)
+class Completion:
+    """One continuation of a prompt."""
 
-    Temperature 0 takes the likeliest token. `top_p` samples from the likeliest tokens that together reach this
-    probability. A sequence that has given `end` is filled with it. The same seed gives the same text on one device.
+    text: str
+    """Without what ended it."""
+    ids: list[int]
+    """All that was sampled: with the end id, or with the tokens of the stop string."""
+    reason: Reason
+    """`end`: an end id; `stop`: a stop string; `length`: as many tokens as were asked for."""
+
+
+class Generator:
+    """A model and its tokenizer: continuations of prompts, and how likely given continuations are.
+
+    A prompt is a text or a list of ids. Each batch takes at most `batch_tokens` of key/value cache (or one sequence).
+    `end` are the ids at which a text ends; by default that of <|endoftext|>.
     """
-    total = prompt.shape[1] + tokens
-    if not prompt.shape[1]:
-        raise FactoryError("the prompt is empty: give at least one token to continue")
-    if total > model.config.max_position_embeddings:
-        raise FactoryError(
-            f"{prompt.shape[1]} prompt tokens and {tokens} new ones: the model is made for "
-            f"{model.config.max_position_embeddings}"
-        )
-    generator = torch.Generator(device=prompt.device).manual_seed(seed)
-    cache = Cache(model.config, prompt.shape[0], total, like=model.lm_head.weight)
-    done = torch.zeros(prompt.shape[0], dtype=torch.bool, device=prompt.device)
-    out: list[Tensor] = []
-    ids = prompt
-    for _ in range(tokens):
-        logits = model.lm_head(model.model(ids, cache)[:, -1]).float()
-        chosen = pick(logits, temperature, top_p, generator)
-        if end is not None:
-            chosen = torch.where(done, end, chosen)
-            done |= chosen == end
-        out.append(chosen)
-        if done.all():
-            break
-        ids = chosen[:, None]
-    return torch.stack(out, dim=1) if out else prompt.new_empty(prompt.shape[0], 0)
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        batch_tokens: int = BATCH_TOKENS,
+        end: Iterable[int] | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+        known = tokenizer.token_to_id(END)
+        self.end = frozenset(end if end is not None else [] if known is None else [known])
+
+    @classmethod
+    def load(cls, folder: str | Path, batch_tokens: int = BATCH_TOKENS, **changes: Any) -> Generator:
+        """The checkpoint in a folder, with its tokenizer and end ids, on the GPU where there is one.
+
+        `changes` are fields of ModelConfig that decide how positions are read, such as `rope_scaling`.
+        """
+        folder = Path(folder)
+        model = load_hf(folder)
+        if changes:
+            scaling = changes.get("rope_scaling")
+            if scaling is not None and not scaling.original_max_position_embeddings:
+                length = model.config.max_position_embeddings  # the checkpoint's, before any change
+                changes["rope_scaling"] = dataclasses.replace(scaling, original_max_position_embeddings=length)
+            model.config = model.model.config = dataclasses.replace(model.config, **changes)
+            model.config.check()
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return cls(model, load_tokenizer(folder), batch_tokens, end_ids(folder))
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        return list(self.tokenizer.encode(prompt).ids) if isinstance(prompt, str) else list(prompt)
+
+    def complete(self, prompts: Sequence[str | list[int]], sampling: Sampling | None = None) -> list[list[Completion]]:
+        """`samples` continuations of each prompt."""
+        sampling = sampling or Sampling()
+        out: list[list[Any]] = [[None] * sampling.samples for _ in prompts]
+        for batch in self.batches(prompts, sampling):
+            for prompt, sample, completion in batch:
+                out[prompt][sample] = completion
+        return out
+
+    def batches(
+        self, prompts: Sequence[str | list[int]], sampling: Sampling
+    ) -> Iterator[list[tuple[int, int, Completion]]]:
+        """As `complete`, but what is done after each batch: (number of the prompt, of the sample, completion)."""
+        sampling.check()
+        ids = [self.encode(prompt) for prompt in prompts]
+        for number, one in enumerate(ids):
+            self._fits(number, len(one), sampling.tokens)
+        seen: Counter[tuple[int, ...]] = Counter()
+        repeated = []
+        for one in ids:
+            repeated.append(seen[tuple(one)])
+            seen[tuple(one)] += 1
+        lengths = [len(one) for one in ids]
+        for batch in batches(lengths, sampling, self.batch_tokens, self.model.config.vocab_size):
+            stops = [Stops(self.tokenizer, sampling.stop) for _ in batch]
+            rows = [Row(prompt, sample, done) for (prompt, sample), done in zip(batch, stops, strict=True)]
+            noise = np.stack([noise_of(ids[p], repeated[p], sample, sampling) for p, sample in batch])
+            continue_rows(self.model, ids, rows, sampling, self.end, noise)
+            yield [(row.prompt, row.sample, self._completion(row, done)) for row, done in zip(rows, stops, strict=True)]
+
+    def _fits(self, number: int, length: int, new: int) -> None:
+        longest = self.model.config.max_position_embeddings
+        if not length:
+            raise FactoryError(f"prompt {number} is empty: give at least one token to continue")
+        if length + new > longest:
+            raise FactoryError(
+                f"prompt {number}: {length:,} tokens and {new:,} new ones, but the model is made for {longest:,} "
+                "(max_position_embeddings)"
+            )
+
+    def _completion(self, row: Row, stops: Stops) -> Completion:
+        if row.reason == "stop":
+            return Completion(stops.text[: stops.at], row.ids, row.reason)
+        ids = row.ids[:-1] if row.reason == "end" else row.ids
+        return Completion(str(self.tokenizer.decode(ids)), row.ids, row.reason)
+
+    def score(
+        self, prompts: Sequence[str | list[int]], continuations: Sequence[str | list[int]]
+    ) -> list[tuple[float, bool]]:
+        """For each prompt and its continuation: the sum of the log-probabilities of the continuation's tokens, in
+        nats, and whether each of them is the likeliest.
+
+        A pair are two texts or two lists of ids. Of texts the continuation's tokens are those of both together behind
+        those of the prompt alone.
+        """
+        pairs = []
+        for number, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+            ids = self.encode(prompt)
+            if isinstance(continuation, str):
+                whole = (
+                    self.encode(prompt + continuation) if isinstance(prompt, str) else ids + self.encode(continuation)
+                )
+            else:
+                whole = ids + list(continuation)
+            self._fits(number, len(ids), max(0, len(whole) - len(ids)))
+            pairs.append((len(ids), whole))
+        out: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        for batch in batches([len(whole) for _, whole in pairs], Sampling(tokens=1), self.batch_tokens, 1):
+            chosen = [pairs[number] for number, _ in batch]
+            found = log_probabilities(self.model, [whole for _, whole in chosen], [begin for begin, _ in chosen])
+            for (number, _), values, likeliest in zip(batch, *found, strict=True):
+                out[number] = float(values.double().sum()), bool(likeliest.all())
+        return out
 
 
-def pick(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
-    """One id for each row of logits [B, vocab]."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits / temperature, dim=-1)
-    if top_p < 1:
-        ordered, places = probabilities.sort(dim=-1, descending=True, stable=True)
-        # A token stays while those before it have not reached top_p; the first always does.
-        beyond = ordered.cumsum(-1) - ordered >= top_p
-        beyond[:, 0] = False
-        ordered = ordered.masked_fill(beyond, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter(-1, places, ordered)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+class Stops:
+    """Called with each new id of a text: whether a stop string has come, also where it lies across tokens.
+
+    A token may end in the middle of a character; its text is then decoded with that of the next one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.longest = max(map(len, stop), default=0)
+        self.text, self.at = "", -1  # the text so far, and where the stop string begins in it
+        self.tail: list[int] = []  # ids whose text is not whole yet, behind the last one whose is
+        self.before = ""  # the text of that last one alone: some decoders drop a space at the beginning
+
+    def __call__(self, token: int) -> bool:
+        if not self.stop:
+            return False
+        self.tail.append(token)
+        new = self.tokenizer.decode(self.tail)[len(self.before) :]
+        text = self.text + new
+        start = max(0, len(self.text) - self.longest + 1)
+        self.at = min((place for place in (text.find(one, start) for one in self.stop) if place >= 0), default=-1)
+        if self.at >= 0 or not new.endswith(UNFINISHED):
+            self.text, self.tail = text, [token]
+            self.before = self.tokenizer.decode(self.tail)
+        return self.at >= 0
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FactoryError(f"{path} is missing: the folder of a checkpoint with its tokenizer is needed")
+    return Tokenizer.from_file(str(path))
+
+
+def end_ids(folder: Path) -> list[int]:
+    """The ids that end a text: eos_token_id of generation_config.json, else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return list(found) if isinstance(found, list) else [int(found)]
+    return []
 
 
 def encode(folder: Path, prompt: str, positions: int) -> list[int]:
     """The ids of a prompt by the tokenizer in `folder`; FactoryError where there are none, or not room for one more."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FactoryError(f"{path} is missing: the folder of a checkpoint with its tokenizer is needed")
-    ids = list(Tokenizer.from_file(str(path)).encode(prompt).ids)
+    ids = list(load_tokenizer(folder).encode(prompt).ids)
     if not 0 < len(ids) < positions:
         raise FactoryError(f"a prompt of {len(ids)} tokens: give one of 1 to {positions - 1}")
     return ids
 
 
-def generate_text(
-    model: Transformer, folder: Path, prompt: str, tokens: int, *, stop: bool = True, **options: float | int
-) -> str:
-    """The continuation of a text, with the tokenizer that lies in `folder`.
+def sample_text(model: Transformer, folder: Path, prompt: str, sampling: Sampling) -> str:
+    """One continuation, with the tokenizer that lies in `folder`. Where the model ends a document it goes on with
+    another, below a line of dashes."""
+    generator = Generator(model, load_tokenizer(folder), end=())
+    ((found,),) = generator.complete([prompt], sampling)
+    return str(generator.tokenizer.decode(found.ids, skip_special_tokens=False)).replace(END, "\n-----\n")
 
-    `options` are those of `generate`. Without `stop` the model goes on with another document where it ends one, below
-    a line of dashes.
-    """
-    from tokenizers import Tokenizer
 
-    found = encode(folder, prompt, model.config.max_position_embeddings)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = torch.tensor([found], dtype=torch.long, device=model.lm_head.weight.device)
-    end = tokenizer.token_to_id(END)
-    new = generate(model, ids, tokens, end=end if stop else None, **options)  # type: ignore[arg-type]
-    if stop:
-        return str(tokenizer.decode(new[0].tolist()))
-    return str(tokenizer.decode(new[0].tolist(), skip_special_tokens=False)).replace(END, "\n-----\n")
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, each with a `prompt`; of any other file, its lines."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FactoryError(f"{path}: cannot read the prompts: {error}") from error
+    if path.suffix not in (".jsonl", ".json"):
+        return [{"prompt": line} for line in lines if line]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise FactoryError(f"{path}, line {number}: not valid JSON: {error}") from error
+        if row is not None and not (isinstance(row, dict) and isinstance(row.get("prompt"), str)):
+            raise FactoryError(f"{path}, line {number}: not an object with a text under `prompt`")
+        rows += [row] if row is not None else []
+    return rows
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m model.generate", description="Continue a text.")
-    parser.add_argument("folder", type=Path, help="a checkpoint in Hugging Face's form")
-    parser.add_argument("prompt")
+    parser = argparse.ArgumentParser(prog="python -m model.generate", description="Continue texts.")
+    parser.add_argument("folder", type=Path, help="a checkpoint in Hugging Face's form, with its tokenizer")
+    parser.add_argument("prompt", nargs="?", help="a text to continue")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a text a line, or JSON lines with `prompt`")
     parser.add_argument("--tokens", type=int, default=100, help="new tokens at most (100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="sample among the likeliest (0.95)")
+    parser.add_argument("--samples", type=int, default=1, help="continuations of each prompt (1)")
+    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="the text ends before any of these")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help=f"of cache, at most ({BATCH_TOKENS})")
     given = parser.parse_args(words)
+    if (given.prompt is None) == (given.prompts is None):
+        parser.error("give a prompt, or a file of them with --prompts")
     try:
-        model = load_hf(given.folder)
-        options = {"temperature": given.temperature, "top_p": given.top_p, "seed": given.seed}
-        print(given.prompt + generate_text(model, given.folder, given.prompt, given.tokens, **options))
+        sampling = Sampling(
+            tokens=given.tokens,
+            temperature=given.temperature,
+            top_p=given.top_p,
+            samples=given.samples,
+            stop=tuple(given.stop),
+            seed=given.seed,
+        )
+        rows = read_prompts(given.prompts) if given.prompts else [{"prompt": given.prompt}]
+        generator = Generator.load(given.folder, given.batch_tokens)
+        for row, completions in zip(rows, generator.complete([row["prompt"] for row in rows], sampling), strict=True):
+            if given.prompts:
+                kept = [{"text": one.text, "tokens": len(one.ids), "reason": one.reason} for one in completions]
+                print(json.dumps({**row, "completions": kept}, ensure_ascii=False))
+            else:
+                print("\n\n".join(row["prompt"] + one.text for one in completions))
     except FactoryError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

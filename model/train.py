@@ -32,11 +32,12 @@ from factory.engine.files import make_folder, write_atomic
 from model.checkpoint import load_hf
 from model.config import TrainRecipe
 from model.data import TokenDataset, open_datasets, read_tokenizer
-from model.generate import encode, generate_text
+from model.generate import encode, sample_text
 from model.parallel import World, lost
 from model.picture import Progress, clock, loss_picture, speed_picture, tensorboard, text_curve
 from model.pretrain import Pretraining, Stopped
 from model.recipe import load_recipe
+from model.sample import Sampling
 from model.state import States
 
 USAGE = "usage: python -m model.train RECIPE.toml data=DATASET_FOLDER [out=FOLDER] [key=value ...]"
@@ -145,10 +146,10 @@ def finish(recipe: TrainRecipe, work: Pretraining) -> None:
     loss_picture(metrics, folder / "loss.png", title)
     speed_picture(metrics, folder / "speed.png", title)
     room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
-    options = {"temperature": 0.7, "top_p": 0.9, "seed": recipe.train.seed}
     # Read again: the model in training may be in shards, or compiled for training.
     model = load_hf(folder / "checkpoint" / "hf").to(work.world.device)
-    text = generate_text(model, work.tokenizer.tokenizer, recipe.train.sample_prompt, room, stop=False, **options)
+    sampling = Sampling(tokens=room, temperature=0.7, top_p=0.9, seed=recipe.train.seed)
+    text = sample_text(model, work.tokenizer.tokenizer, recipe.train.sample_prompt, sampling)
     sample = recipe.train.sample_prompt + text
     write_atomic(str(folder / "sample.txt"), sample + "\n")
 

@@ -25,16 +25,24 @@ class Cache:
 
     def __init__(self, config: ModelConfig, batch: int, length: int, like: Tensor) -> None:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
-        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.keys)
+        # Zeros: a sequence shorter than its neighbours gives what lies behind its end the weight 0, and 0 * nan is nan.
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
         self.length = 0
+        """Tokens held by each sequence, or by the longest."""
+        self.lengths: Tensor | None = None
+        """[B] tokens held by each where they differ: from then on one token at a time is added to each."""
 
     def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [B, G, T, D] and return all of the layer so far. `length` moves on after the last layer."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Append [B, G, T, D] to the first B sequences and return all of the layer so far. `length` and `lengths` move
+        on after the last layer."""
+        rows, end = len(keys), self.length + keys.shape[2]
+        for held, new in ((self.keys, keys), (self.values, values)):
+            if self.lengths is None:
+                held[layer, :rows, :, self.length : end] = new
+            else:
+                held[layer, torch.arange(rows, device=new.device), :, self.lengths] = new[:, :, 0]
+        return self.keys[layer, :rows, :, :end], self.values[layer, :rows, :, :end]
 
 
 class RMSNorm(nn.Module):
@@ -115,7 +123,7 @@ class Decoder(nn.Module):
         routings: list[Routing] | None = None,
     ) -> Tensor:
         """`routings` is given what each layer of experts decided."""
-        before = cache.length if cache is not None else 0
+        before = 0 if cache is None else cache.length if cache.lengths is None else cache.lengths
         attend = plan(self.config, ids.shape[1], before, documents, ids.device, self.context)
         x = self.embed_tokens(ids)
         for layer in self.layers:
@@ -124,6 +132,8 @@ class Decoder(nn.Module):
                 routings.append(routing)
         if cache is not None:
             cache.length += ids.shape[1]
+            if cache.lengths is not None:
+                cache.lengths = cache.lengths + ids.shape[1]
         return self.norm(x)
 
 

@@ -9,9 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from tokenizers import Tokenizer, models
 
 from factory.corpus.tokens import Pack, train_bpe
 from factory.engine.step import Context, Memo
+from model.generate import Generator
+from model.sample import Sampling
+from model.transformer import Transformer
 
 SENTENCES = (
     "Returns a new array of the given shape and type, filled with zeros.",
@@ -20,6 +25,17 @@ SENTENCES = (
     "Parameters: x is a number, y is a list of numbers, z is optional.",
     "See also the functions that sort, select and count the elements.",
 )
+
+
+def numbers(count: int) -> Tokenizer:
+    """A tokenizer whose tokens are the numbers below `count`."""
+    return Tokenizer(models.WordLevel({str(number): number for number in range(count)}, unk_token="0"))
+
+
+def greedy(model: Transformer, prompts: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The likeliest continuation of prompts [B, T], without an end: [B, tokens]."""
+    found = Generator(model, numbers(3)).complete(prompts.tolist(), Sampling(tokens=tokens, temperature=0))
+    return torch.tensor([one.ids for (one,) in found])
 
 
 def documents(count: int) -> list[str]:

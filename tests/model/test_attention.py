@@ -19,12 +19,12 @@ from model.attention import Documents, DualChunk, blocks, plan, separated
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
 from model.data import TokenDataset
-from model.generate import generate
 from model.pretrain import Pretraining, Separator, evaluate, loss_of
 from model.recipe import load_recipe
 from model.rope import RopeScaling, frequencies, rotate, turns
 from model.train import fit
 from model.transformer import Cache
+from tests.model.conftest import greedy
 from tests.model.test_transformer import build, ids
 
 YARN = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
@@ -185,7 +185,7 @@ def test_generation_with_a_cache_is_as_in_one_pass(original: int, tmp_path: Path
     save_hf(model, tmp_path / "hf", None, None)
     again = load_hf(tmp_path / "hf")
     assert again.config.dual_chunk_attention_config == dual
-    new = generate(again, tokens[:, :20], 30, temperature=0)
+    new = greedy(again, tokens[:, :20], 30)
     for at in range(0, 30, 7):
         text = torch.cat([tokens[:, :20], new[:, :at]], dim=1)
         assert torch.equal(model(text)[:, -1].argmax(-1), new[:, at])

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
-from model.generate import generate
 from model.moe import Experts, Routing, balance_loss, expert_load
 from model.options import section
 from model.presets import PRESETS
 from model.recipe import load_recipe, preset
 from model.rope import RopeScaling, frequencies
 from model.transformer import Transformer
+from tests.model.conftest import greedy
 
 transformers = pytest.importorskip("transformers")
 
@@ -136,7 +136,7 @@ def test_checkpoints_go_both_ways(form: str, tmp_path: Path) -> None:
         assert "model.layers.0.mlp.experts.7.up_proj.weight" in stored, "as in released checkpoints"
     prompt = ids(2, 9)
     expected = other.generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None)[:, 9:]
-    assert torch.equal(generate(model, prompt, 20, temperature=0), expected)
+    assert torch.equal(greedy(model, prompt, 20), expected)
 
 
 def test_their_random_models_load_here(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import torch
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
-from model.generate import generate
 from model.options import section
 from model.recipe import load_recipe
 from model.rope import RopeScaling, frequencies, rotate, turns
+from tests.model.conftest import greedy
 from tests.model.test_transformer import build, ids, theirs
 
 transformers = pytest.importorskip("transformers")
@@ -96,7 +96,7 @@ def test_logits_and_greedy_generation_are_theirs(scaling: dict, tmp_path: Path) 
     again = load_hf(tmp_path / "hf")
     assert again.config.rope_scaling == scaled
     expected = other.generate(tokens[:, :90], max_new_tokens=20, do_sample=False, pad_token_id=0)[:, 90:]
-    assert torch.equal(generate(again, tokens[:, :90], 20, temperature=0), expected)
+    assert torch.equal(greedy(again, tokens[:, :90], 20), expected)
 
 
 @pytest.mark.parametrize("scaling", [{"type": "yarn", **{k: v for k, v in QWEN.items() if k != "rope_type"}}, QWEN])

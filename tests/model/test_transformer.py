@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from factory.engine.errors import FactoryError
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
-from model.generate import generate, main, pick
+from model.generate import main
 from model.transformer import Cache, Transformer
+from tests.model.conftest import greedy
 
 transformers = pytest.importorskip("transformers")
 
@@ -81,7 +82,7 @@ def test_greedy_generation_is_theirs(shape: dict, tmp_path: Path) -> None:
     save_hf(model, tmp_path / "hf", None, None)
     prompt = ids(3, 9)
     expected = theirs(tmp_path / "hf").generate(prompt, max_new_tokens=30, do_sample=False, pad_token_id=0)[:, 9:]
-    assert torch.equal(generate(model, prompt, 30, temperature=0), expected)
+    assert torch.equal(greedy(model, prompt, 30), expected)
 
 
 def test_the_cache_gives_what_one_pass_gives() -> None:
@@ -99,32 +100,6 @@ def test_no_token_sees_a_later_one() -> None:
     changed = tokens.clone()
     changed[0, 12:] = (changed[0, 12:] + 1) % 101
     assert torch.equal(model(tokens)[:, :12], model(changed)[:, :12])
-
-
-def test_generation_stops_at_the_end_and_repeats_by_seed() -> None:
-    model = build()
-    prompt = ids(4, 5)
-    one, again, other = (generate(model, prompt, 20, temperature=2.0, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(one, again) and not torch.equal(one, other)
-    end = int(one[0, 3])
-    stopped = generate(model, prompt, 20, temperature=2.0, seed=1, end=end)
-    first = int((stopped[0] == end).nonzero()[0])
-    assert torch.equal(stopped[0, : first + 1], one[0, : first + 1]) and (stopped[0, first:] == end).all()
-    with pytest.raises(FactoryError, match="made for 2048"):
-        generate(model, prompt, 2048)
-    with pytest.raises(FactoryError, match="empty"):
-        generate(model, prompt[:, :0], 5)
-
-
-def test_pick_draws_from_the_distribution() -> None:
-    probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1])
-    generator = torch.Generator().manual_seed(0)
-    rows = probabilities.log().expand(20_000, 4)
-    found = torch.bincount(pick(rows, 1.0, 1.0, generator), minlength=4) / 20_000
-    assert (found - probabilities).abs().max() < 0.015
-    found = torch.bincount(pick(rows, 1.0, 0.7, generator), minlength=4) / 20_000
-    assert (found - torch.tensor([2 / 3, 1 / 3, 0, 0])).abs().max() < 0.015
-    assert (pick(rows, 1.0, 1e-6, generator) == 0).all() and (pick(rows, 0, 1.0, generator) == 0).all()
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,156 @@
+"""`python -m model.evaluate CHECKPOINT TASK... [out=FOLDER] [key=value ...]`: asks, scores, and leaves a folder.
+
+    results.parquet    a row for each answer, for DuckDB
+    *.png              scores by length and depth
+    evaluation.json    what was asked of what, as resolved
+
+Keys: `out`, `name` (of the model in the results), `batch_tokens` (of key/value cache), `questions` (of each task at
+most); `model.KEY` changes how the checkpoint reads positions, such as
+`model.rope_scaling='{rope_type = "yarn", factor = 4.0}'` with `model.max_position_embeddings=131072`; `TASK.KEY` is an
+option of a task, and `KEY` alone of all tasks that have it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from factory.engine.errors import FactoryError, nearest
+from factory.engine.files import make_folder, write_atomic
+from model.config import ModelConfig
+from model.evaluate import results
+from model.evaluate.task import Question, Task, build, find, names
+from model.generate import BATCH_TOKENS, Generator
+from model.options import section
+from model.sample import Sampling
+
+USAGE = "usage: python -m model.evaluate CHECKPOINT TASK... [out=FOLDER] [key=value ...]"
+RUN = {"out": "", "name": "", "batch_tokens": BATCH_TOKENS, "questions": 0}
+
+
+def ask(generator: Generator, task: Task, name: str, limit: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows of results of a task, as its answers come; a bar shows how far it is."""
+    questions = list(itertools.islice(task.questions(generator.tokenizer), limit or None))
+    with tqdm(total=len(questions), unit="question", disable=None, leave=False) as bar:
+        for tokens in sorted({question.tokens for question in questions}):
+            part = [question for question in questions if question.tokens == tokens]
+            begin = time.perf_counter()
+            prompts = [generator.encode(question.prompt) for question in part]
+            for batch in generator.batches(prompts, Sampling(tokens=tokens, temperature=0)):
+                seconds = (time.perf_counter() - begin) / len(batch)
+                for number, _, completion in batch:
+                    row = _row(name, part[number], len(prompts[number]), completion.text, seconds)
+                    yield row | {"score": task.score(completion.text, part[number])}
+                bar.update(len(batch))
+                begin = time.perf_counter()
+
+
+def _row(name: str, question: Question, tokens: int, answer: str, seconds: float) -> dict[str, Any]:
+    same = {key: getattr(question, key) for key in ("task", "subtask", "id", "length", "depth")}
+    expected = list(question.answers)
+    return {"model": name, **same, "prompt_tokens": tokens, "answer": answer, "expected": expected, "seconds": seconds}
+
+
+def evaluate(checkpoint: Path, tasks: dict[str, dict[str, Any]], changes: dict[str, Any], run: dict[str, Any]) -> Path:
+    """Run tasks (their options by name) on a checkpoint and return the folder. Prints what it finds."""
+    made = {name: build(name, options) for name, options in tasks.items()}
+    name = run["name"] or (checkpoint.parents[1] if checkpoint.name == "hf" else checkpoint).resolve().name
+    out = Path(run["out"] or Path(os.environ.get("FACTORY_RUNS", "runs")) / "evaluate" / name)
+    generator = Generator.load(checkpoint, run["batch_tokens"], **_changed(changes))
+    make_folder(str(out))
+    resolved = {
+        "checkpoint": str(checkpoint),
+        "name": name,
+        "model": dataclasses.asdict(generator.model.config),
+        "tasks": {one: dataclasses.asdict(task) for one, task in made.items()},
+        "versions": {"torch": torch.__version__},
+    }
+    write_atomic(str(out / "evaluation.json"), json.dumps(resolved, indent=2) + "\n")
+    rows: list[dict[str, Any]] = []
+    for one, task in made.items():
+        if hasattr(task, "measure"):
+            print(f"{one}:\n{task.measure(generator, name, out)}\n", flush=True)
+            continue
+        found = list(ask(generator, task, name, run["questions"]))
+        if not found:
+            raise FactoryError(f"{one}: no questions")
+        rows += found
+        results.write(rows, out / "results.parquet")  # of the tasks so far: a later one may fail
+        results.heatmaps(found, out)
+        print(f"{results.summary(found)}\n", flush=True)
+    print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return out
+
+
+def _changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ModelConfig that are given, each checked."""
+    whole = section("model", ModelConfig, changes, "the command line")
+    return {key: getattr(whole, key) for key in changes}
+
+
+def parse(words: list[str]) -> tuple[Path, dict[str, dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """The checkpoint, the options of each task, changes of the model's configuration, and those of the run."""
+    plain = [word for word in words if "=" not in word]
+    if len(plain) < 2:
+        raise FactoryError(f"{USAGE}; tasks: {', '.join(names())}")
+    checkpoint, *tasks = plain
+    known = {task: [field.name for field in dataclasses.fields(find(task))] for task in tasks}
+    options: dict[str, dict[str, Any]] = {task: {} for task in tasks}
+    changes: dict[str, Any] = {}
+    run = dict(RUN)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            continue
+        owner, _, name = key.rpartition(".")
+        places = [task for task in tasks if name in known[task]]
+        if owner == "model":
+            changes[name] = _value(text)
+        elif owner in options:
+            options[owner][name] = _value(text)
+        elif not owner and name in RUN:
+            run[name] = text if isinstance(RUN[name], str) else _value(text)
+            if type(run[name]) is not type(RUN[name]):
+                raise FactoryError(f"{word!r}: {name} must be a whole number")
+        elif not owner and places:
+            for task in places:
+                options[task][name] = _value(text)
+        else:
+            every = [*RUN, *(f"{task}.{one}" for task in tasks for one in known[task])]
+            raise FactoryError(f"unknown key {key!r}{nearest(key, every)}; known: {', '.join(every)}, model.KEY")
+    return Path(checkpoint), options, changes, run
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a string without quotes
+
+
+def main(words: list[str] | None = None) -> int:
+    given = sys.argv[1:] if words is None else words
+    if not given or given[0] in ("-h", "--help"):
+        print(f"{USAGE}\n{(__doc__ or '').partition(':')[2]}\ntasks: {', '.join(names())}")
+        return 0 if given else 2
+    try:
+        evaluate(*parse(given))
+    except FactoryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The answers of a run as Parquet, their summary with intervals, and heat maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from factory.engine.files import aside
+
+RESULTS = pa.schema(
+    [
+        ("model", pa.string()),
+        ("task", pa.string()),
+        ("subtask", pa.string()),
+        ("id", pa.string()),
+        ("length", pa.int64()),
+        ("depth", pa.float64()),
+        ("prompt_tokens", pa.int64()),
+        ("answer", pa.string()),
+        ("expected", pa.list_(pa.string())),
+        ("score", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+RESAMPLES = 2000
+DEPTHS = 11  # rows of a heat map at most
+
+
+def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """A row for each answer: `RESULTS`. `seconds` is the answer's share of the time that its batch took."""
+    with aside(str(path)) as scratch:
+        pq.write_table(pa.Table.from_pylist(list(rows), RESULTS), scratch)
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the mean of scores in 0..1: Wilson's where each is 0 or 1 (E. B. Wilson 1927), else from a
+    bootstrap, the 2.5% and 97.5% quantiles of the means of samples with replacement."""
+    values = np.asarray(scores, float)
+    count, mean = len(values), float(values.mean())
+    if np.isin(values, (0.0, 1.0)).all():
+        z = 1.959964
+        middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+        half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+        return max(0.0, middle - half), min(1.0, middle + half)
+    random = np.random.default_rng(0)
+    means = [values[random.integers(count, size=count)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    return low, high
+
+
+def summary(rows: Iterable[dict[str, Any]]) -> str:
+    """A table: the mean score and its interval for each task, subtask and length."""
+    groups: dict[tuple[str, str, int], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["subtask"], row["length"]), []).append(row["score"])
+    lines = [f"{'task':<28} {'length':>9} {'questions':>10} {'score':>7}   95% interval"]
+    for (task, subtask, length), scores in sorted(groups.items()):
+        low, high = interval(scores)
+        lines.append(
+            f"{task + (' ' + subtask if subtask else ''):<28} {length or '':>9} {len(scores):>10} "
+            f"{np.mean(scores):>7.3f}   {low:.3f} - {high:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def heatmaps(rows: Iterable[dict[str, Any]], folder: Path) -> list[Path]:
+    """A picture of mean scores by length and depth for each task and subtask that has several of either."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["depth"] is not None:
+            groups.setdefault((row["model"], row["task"], row["subtask"]), []).append(row)
+    paths = []
+    for (model, task, subtask), found in groups.items():
+        lengths = sorted({row["length"] for row in found})
+        depths = sorted({row["depth"] for row in found})
+        if len(depths) > DEPTHS:  # depths that are not on a grid: equal parts
+            depths = ((np.arange(DEPTHS) + 0.5) / DEPTHS).tolist()
+        if len(lengths) == len(depths) == 1:
+            continue
+        sums = np.zeros((2, len(depths), len(lengths)))
+        for row in found:
+            place = int(np.abs(np.array(depths) - row["depth"]).argmin())
+            sums[:, place, lengths.index(row["length"])] += row["score"], 1
+        with np.errstate(invalid="ignore"):
+            values = sums[0] / sums[1]
+        path = folder / f"{'-'.join(part for part in (task, subtask) if part).replace(' ', '-')}.png"
+        title = f"{task} {subtask}".strip()
+        columns = [f"{length:,}" if length else "-" for length in lengths]
+        heatmap(path, {f"{title}, {model}": values}, columns, [f"{depth:.0%}" for depth in depths], "depth")
+        paths.append(path)
+    return paths
+
+
+def heatmap(
+    path: Path,
+    panels: dict[str, np.ndarray],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    row_label: str,
+    column_label: str = "length, tokens",
+) -> None:
+    """Write a PNG of one or several grids of scores 0..1 [rows, columns] by title; nan is left white."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    across = min(3, len(panels))
+    down = math.ceil(len(panels) / across)
+    size = max(3.2, 0.7 * len(columns) + 1.4), max(2.4, 0.32 * len(rows) + 1.2)
+    figure, axes = plt.subplots(down, across, figsize=(size[0] * across, size[1] * down), dpi=120, squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (title, values) in zip(axes.flat, panels.items(), strict=False):
+        ax.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+        ax.set_xticks(range(len(columns)), columns, fontsize=7)
+        ax.set_yticks(range(len(rows)), rows, fontsize=7)
+        for (row, column), value in np.ndenumerate(values):
+            if not math.isnan(value):
+                ax.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=6)
+        ax.set_title(title, fontsize=8)
+        ax.set_xlabel(column_label, fontsize=7)
+        ax.set_ylabel(row_label, fontsize=7)
+    figure.tight_layout()
+    with aside(str(path)) as scratch:
+        figure.savefig(scratch, format="png")
+    plt.close(figure)
