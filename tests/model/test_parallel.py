@@ -129,7 +129,8 @@ def test_sequences_shared_by_the_ranks_give_the_gradients_of_one_process() -> No
     process = torchrun(2, Path(__file__).with_name("ranks.py"), 2)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    found = json.loads(out)
+    *found, counts = json.loads(out)
+    assert counts == {"errors": 2, "said": 1, "results": 1}
     assert len(found) == 6
     assert all(one["loss"] < 1e-5 and one["gradients"] < 1e-5 for one in found), found
 
