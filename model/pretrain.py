@@ -66,6 +66,10 @@ FREE = (
 )
 
 
+class Diverged(FactoryError):
+    """The loss or the gradient is no number any more."""
+
+
 class Stopped(Exception):
     """A signal asked to stop; the state of `step` is saved."""
 
@@ -341,7 +345,7 @@ class Pretraining:
         norm = clip(self.model, self.recipe.optimizer.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             places = self.mixture.places((self.step - self.stage.first) * self.stage.batch_size, self.stage.batch_size)
-            raise FactoryError(
+            raise Diverged(
                 f"step {self.step + 1}: loss {loss}, gradient norm {norm}: stopped, the last good checkpoint "
                 f"stays; lower optimizer.learning_rate, or look at the batch: {'; '.join(places)}"
             )
