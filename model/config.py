@@ -203,7 +203,7 @@ class TrainConfig:
     checkpoint_activations: bool = False
     """Keep each layer's input alone and compute the rest again on the way back: less memory, a third more work."""
     context_parallel: int = 1
-    """So many successive processes share each sequence, which then needs that much less memory."""
+    """So many successive processes share each sequence, and the memory that its activations need."""
     seed: int = 0
     """Decides the initial weights."""
     start: str = ""

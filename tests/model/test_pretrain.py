@@ -164,6 +164,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint(
     assert train.main([str(recipe), f"data={dataset}", f"out={out}"]) == 2
     error = capsys.readouterr().err
     assert "disk is full" in error.splitlines()[-1]
+    assert [path.name for path in (out / "checkpoint").iterdir()] == ["step-0000020"]
     monkeypatch.undo()
     again = start(recipe, dataset, out)
     assert again.step == 20 and len(again.metrics) == 20
