@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import glob
 import json
 import os
 import shutil
@@ -69,12 +71,13 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex
     scratch, old = (folder.with_name(f".{folder.name}.{unique}{kind}.tmp") for kind in ("", ".old"))
+    _clear(folder)
     try:
         scratch.mkdir()
         if tokenizer is not None:
             for path in sorted(tokenizer.iterdir()):
                 if path.is_file():
-                    shutil.copyfile(path, scratch / path.name)
+                    (scratch / path.name).write_bytes(path.read_bytes())
         (scratch / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         generation = {"eos_token_id": end, "pad_token_id": end}
         (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
@@ -82,10 +85,20 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
         if folder.exists():
             os.rename(folder, old)
         os.rename(scratch, folder)
+    except SafetensorError as error:  # an OSError within it is told in words alone
+        if "os error 28" not in str(error) and "os error 122" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was written aside, here or by a process that was killed; not while it is all that there is."""
+    if folder.exists():
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
@@ -155,6 +168,10 @@ def load_hf(folder: str | Path, config: ModelConfig | None = None) -> Transforme
         if weights[name].shape != tensor.shape:
             shapes = f"{tuple(weights[name].shape)}, but the configuration asks for {tuple(tensor.shape)}"
             raise FactoryError(f"{folder}: parameter {name} has shape {shapes}")
+    if config.tie_word_embeddings and (weights["lm_head.weight"] != weights["model.embed_tokens.weight"]).any():
+        raise FactoryError(
+            f"{folder}: lm_head.weight is an output layer of its own: set model.tie_word_embeddings = false"
+        )
     unknown = sorted(weights.keys() - expected.keys())
     if unknown:
         raise FactoryError(f"{folder}: unknown parameter {unknown[0]}: not of the form {config.model_type}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from factory.engine.errors import FactoryError
 from model import checkpoint
@@ -375,3 +377,30 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, mo
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     assert (tmp_path / "hf" / "model.safetensors").read_bytes() == before
+
+
+def test_a_kill_while_a_model_is_written_leaves_nothing_for_good(tmp_path: Path) -> None:
+    (tmp_path / ".hf.1234.tmp").mkdir()  # killed while it was written,
+    (tmp_path / ".hf.5678.old.tmp").mkdir()  # and between the two names
+    (tmp_path / ".hf2.1234.tmp").mkdir()
+    save_hf(new(), tmp_path / "hf", None, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hf2.1234.tmp", "hf"]
+
+
+def test_a_disk_that_fills_up_with_weights_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_hf(new(), tmp_path / "hf", None, None)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_layer_is_not_lost(tmp_path: Path) -> None:
+    model = Transformer(dataclasses.replace(SMALL, tie_word_embeddings=False))
+    model.initialise(3)
+    save_hf(model, tmp_path / "hf", None, None)
+    with pytest.raises(FactoryError, match=r"lm_head\.weight is an output layer of its own"):
+        load_hf(tmp_path / "hf", SMALL)
