@@ -155,7 +155,7 @@ def run(recipe: TrainRecipe, data: Mapping[str, TokenDataset], folder: Path) -> 
         if running.exists():
             shutil.rmtree(running.parent)
         progress(point, row, time.monotonic() - begin)
-    return [done[point.row["key"]] for point in todo]
+    return [done[point.row["key"]] | point.row for point in todo]  # of another grid, a size may have had another place
 
 
 class Progress:

@@ -489,6 +489,16 @@ def test_a_training_that_is_cut_off_goes_on_where_it_was(gridded: Path, dataset:
     assert {**grid.train_point(first, data, tmp_path / "cut"), "seconds": 0} == {**whole, "seconds": 0}
 
 
+def test_a_size_in_another_place_stays_with_its_own(gridded: Path, dataset: Path, tmp_path: Path) -> None:
+    one, other = "{hidden_size = 16}", "{hidden_size = 32}"
+    for sizes in (f"[{one}]", f"[{other}, {one}]"):
+        words = (f"sizes={sizes}", "scaling.tokens=[512]", "learning_rates=[1e-2]", "steps=4")
+        loaded = start(gridded, dataset, *words)
+        rows = grid.run(loaded, open_datasets(loaded.data), tmp_path)
+    sizes_ = [grid.sized(loaded.model, size) for size in loaded.scaling.sizes]
+    assert {row["size"]: row["parameters"] for row in rows} == dict(enumerate(map(parameters, sizes_)))
+
+
 def test_a_grid_that_misses_something_is_one_line(
     gridded: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
