@@ -42,7 +42,7 @@ class Stream:
         self.counts = [-(-block.tokens // length) for block in self.blocks]
         self.rows = sum(self.counts)
         self._windows: dict[tuple[int, int], Future[Window]] = {}
-        self._plans: dict[int, list[list[int]]] = {}
+        self._plans: dict[int, tuple[list[list[int]], np.ndarray]] = {}
         self._reader = ThreadPoolExecutor(1, "data")
 
     def batch(self, position: int, count: int) -> np.ndarray:
@@ -59,55 +59,54 @@ class Stream:
         """Shard, row group and row in it where a sequence begins, for messages."""
         window = self._load(position)
         row = int(window.order[position - window.start])
-        for number in self._plan(position // self.rows)[self._number(position)[0]]:
+        for number in self._plan(position // self.rows)[0][self._number(position)[0]]:
             if row < self.counts[number]:
                 block = self.blocks[number]
                 return block.shard.row_of(block.begin + row * self.length)
             row -= self.counts[number]
         raise AssertionError("a window holds fewer sequences than its order")
 
-    def _plan(self, epoch: int) -> list[list[int]]:
-        """The blocks of each window of an epoch."""
+    def _plan(self, epoch: int) -> tuple[list[list[int]], np.ndarray]:
+        """The blocks of each window of an epoch, and the place in the epoch of each window's first sequence."""
         if epoch not in self._plans:
             windows: list[list[int]] = []
-            size = 0
+            starts: list[int] = []
+            size = rows = 0
             for number in np.random.default_rng([*self.seed, 2, epoch]).permutation(len(self.blocks)).tolist():
                 tokens = self.counts[number] * self.length
                 if not windows or size + tokens > self.shuffle_tokens:
                     windows.append([])
+                    starts.append(rows)
                     size = 0
                 windows[-1].append(number)
-                size += tokens
+                size, rows = size + tokens, rows + self.counts[number]
             near = {old: plan for old, plan in self._plans.items() if abs(old - epoch) <= 1}
-            self._plans = near | {epoch: [sorted(window) for window in windows]}
+            self._plans = near | {epoch: ([sorted(window) for window in windows], np.array(starts))}
         return self._plans[epoch]
 
     def _number(self, position: int) -> tuple[int, int]:
         """The window of its epoch in which a position lies, and the window's first position."""
-        epoch, left = divmod(position, self.rows)
-        start = epoch * self.rows
-        for number, blocks in enumerate(self._plan(epoch)):
-            rows = sum(self.counts[block] for block in blocks)
-            if left < rows:
-                return number, start
-            left, start = left - rows, start + rows
-        raise AssertionError("the windows of an epoch hold fewer sequences than it has")
+        epoch, inside = divmod(position, self.rows)
+        starts = self._plan(epoch)[1]
+        number = int(np.searchsorted(starts, inside, "right")) - 1
+        return number, epoch * self.rows + int(starts[number])
 
     def _load(self, position: int) -> Window:
         epoch, (number, start) = position // self.rows, self._number(position)
         now = (epoch, number)
-        then = (epoch, number + 1) if number + 1 < len(self._plan(epoch)) else (epoch + 1, 0)
+        count = len(self._plan(epoch)[0])
+        then = (epoch, number + 1) if number + 1 < count else (epoch + 1, 0)
         if now not in self._windows:
             self._windows = {now: self._submit(now, start)}
         window = self._windows[now].result()
         if then not in self._windows:
             # An epoch of one window has the tokens of the next in memory.
-            tokens = window.tokens if len(self._plan(epoch)) == 1 else None
+            tokens = window.tokens if count == 1 else None
             self._windows = {now: self._windows[now], then: self._submit(then, start + len(window.order), tokens)}
         return window
 
     def _submit(self, window: tuple[int, int], start: int, tokens: np.ndarray | None = None) -> Future[Window]:
-        blocks = [self.blocks[block] for block in self._plan(window[0])[window[1]]]
+        blocks = [self.blocks[block] for block in self._plan(window[0])[0][window[1]]]
 
         def work() -> Window:
             found = read(blocks, self.length) if tokens is None else tokens

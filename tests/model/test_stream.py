@@ -49,6 +49,17 @@ def test_any_position_is_what_reading_from_the_start_gives(dataset: Path, shuffl
         assert np.array_equal(part, through[position : position + count])
 
 
+def test_a_place_is_found_without_counting_blocks(dataset: Path) -> None:
+    """There are as many of them as row groups, millions in a large dataset."""
+    one = stream(TokenDataset(dataset), shuffle_tokens=500)
+    one._plan(1)
+    places = {position: one._number(position) for position in range(one.rows, 2 * one.rows)}
+    one.counts = []
+    assert {position: one._number(position) for position in places} == places
+    assert len(set(places.values())) == len(one._plan(1)[0]) > 10
+    assert all(start <= position for position, (_, start) in places.items())
+
+
 def test_short_sequences_are_filled_and_places_are_right(dataset: Path) -> None:
     data = TokenDataset(dataset, 0.0)
     one = Mixture({"only": stream(data)})
