@@ -125,5 +125,8 @@ def _check(found: list[Stage]) -> None:
             )
         if length < 2:
             raise FactoryError(f"{where}: at least 2 are needed")
-        if stage.maximum_share < 1 and length % max(CUTS):
-            raise FactoryError(f"{where} cannot be cut into {max(CUTS)} with maximum_share = {stage.maximum_share}")
+        if stage.maximum_share < 1 and (length % max(CUTS) or length < 2 * max(CUTS)):
+            raise FactoryError(
+                f"{where} cannot be cut into {max(CUTS)} with maximum_share = {stage.maximum_share}: "
+                f"a multiple of {max(CUTS)} can, of two tokens each or more"
+            )

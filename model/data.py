@@ -137,7 +137,8 @@ class TokenDataset:
         return Shard(str(path), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
 
     def _longest(self, shard: Shard) -> int:
-        lists = pq.ParquetFile(shard.path).read_row_group(0, columns=["input_ids"]).column(0)
+        group = int(np.searchsorted(shard.edges, 0, "right")) - 1  # the first with tokens
+        lists = pq.ParquetFile(shard.path).read_row_group(group, columns=["input_ids"]).column(0)
         return max(int(np.diff(chunk.offsets.to_numpy()).max()) for chunk in lists.chunks)
 
 
@@ -223,6 +224,8 @@ def allot(spans: Sequence[Span], demands: Sequence[int], seed: int) -> list[list
     Shards are taken in an order that depends on the seed, and the one on an edge is cut in two.
     """
     total, wanted = sum(span.tokens for span in spans), sum(demands)
+    if not wanted:  # a set that no stage reads
+        return [[] for _ in demands]
     if len(demands) == 1 or wanted > total:
         return [list(spans) for _ in demands]
     order = np.random.default_rng([seed, 5]).permutation(len(spans)).tolist()

@@ -167,7 +167,9 @@ def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str,
     parts = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("model", "data", "optimizer", "train")}
     flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     keys = {f"key of {name}": one.key for name, one in data.items()}
-    curriculum = {f"stage {one.name}": dataclasses.asdict(one) for one in recipe.stages}
+    curriculum: dict[str, Any] = {f"stage {one.name}": dataclasses.asdict(one) for one in recipe.stages}
+    if curriculum:
+        curriculum["order of the stages"] = [one.name for one in recipe.stages]
     return {key: value for key, value in flat.items() if key not in FREE} | keys | curriculum
 
 
@@ -203,7 +205,8 @@ class Pretraining:
         self.metrics: list[dict[str, Any]] = []
         if begun is not None:
             self._restore(begun["step"])
-        self._enter(next((stage for stage in self.stages if self.step < stage.last), self.stages[-1]))
+        # At the end of a stage that stage: its model may not have been written before the kill.
+        self._enter(next(stage for stage in self.stages if self.step <= stage.last))
 
     def _parts(self) -> dict[str, list[list[Span]]]:
         """Of each dataset the tokens for each stage; none twice where there are enough."""
@@ -270,7 +273,14 @@ class Pretraining:
         self.states.load(self.model, self.optimizer)
         self.step = step
         path = self.folder / "metrics.parquet"
-        rows = pq.read_table(path).to_pylist() if path.exists() else []
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).partition("\n")[0]
+            raise FactoryError(
+                f"{path}: cannot read the metrics of the {step:,} steps that are done ({reason}): put the file back, "
+                "or remove the folder to begin again"
+            ) from error
         self.metrics = [row for row in rows if row["step"] <= self.step]
 
     def save(self) -> None:

@@ -74,10 +74,14 @@ def _name_stages(given: dict[str, Any], path: str) -> None:
     stages = given.get(STAGES, [])
     if not isinstance(stages, list) or not all(isinstance(one, dict) for one in stages):
         raise FactoryError(f"{path}: a stage is written [[{STAGES}]], with two brackets")
-    names = [str(table.setdefault("name", str(number))) for number, table in enumerate(stages, 1)]
+    for number, table in enumerate(stages, 1):
+        table["name"] = table.get("name") or str(number)
+    names = [str(table["name"]) for table in stages]
     for name in names:
         if names.count(name) > 1:
             raise FactoryError(f"{path}: two stages have the name {name!r}")
+        if "/" in name:
+            raise FactoryError(f"{path}: stage {name!r}: a folder is called so, its name cannot have a /")
 
 
 def _stage(table: dict[str, Any], optimizer: OptimizerConfig, path: str) -> StageConfig:
@@ -186,6 +190,8 @@ def _check(recipe: TrainRecipe) -> None:
             raise FactoryError(f"optimizer.{name} = {getattr(recipe.optimizer, name)}: must be at least 0 and below 1")
     if not recipe.stages:
         recipe.optimizer.check("optimizer", recipe.train.steps)
+    if recipe.train.start and recipe.train.upcycle:
+        raise FactoryError("train.start and train.upcycle: a training begins with one checkpoint, give one of them")
     if recipe.data.path and recipe.data.sets:
         raise FactoryError("data.path and data.sets: give one dataset, or name several")
     _check_weights("data.weights", recipe.data.weights, recipe.data)
@@ -197,15 +203,19 @@ def _check_stage(where: str, stage: StageConfig, recipe: TrainRecipe) -> None:
     if stage.tokens <= 0:
         raise FactoryError(f"{where}: tokens = {stage.tokens}: say how many tokens it trains on")
     for name in ("sequence_length", "batch_size", "rope_theta"):
-        if getattr(stage, name) < 0:
-            raise FactoryError(f"{where}: {name} = {getattr(stage, name)}: must not be negative")
+        if not 0 <= getattr(stage, name) < math.inf:
+            raise FactoryError(f"{where}: {name} = {getattr(stage, name)}: must be a number, not negative")
     if stage.maximum_share is not None and not 0 < stage.maximum_share <= 1:
         raise FactoryError(f"{where}: maximum_share = {stage.maximum_share}: must be above 0 and at most 1")
     for part in (stage.rope_scaling, stage.dual_chunk_attention_config):
         if part is not None:
             part.check()
-    if stage.optimizer is not None and stage.optimizer.learning_rate != SCALING and stage.optimizer.learning_rate <= 0:
-        raise FactoryError(f"{where}: learning_rate = {stage.optimizer.learning_rate}: must be above 0")
+    if stage.optimizer is not None:
+        rate, warmup = stage.optimizer.learning_rate, stage.optimizer.warmup_steps
+        if rate != SCALING and not 0 < rate < math.inf:
+            raise FactoryError(f"{where}: learning_rate = {rate}: must be a number above 0")
+        if warmup < 0:
+            raise FactoryError(f"{where}: warmup_steps = {warmup}: must not be negative")
     _check_weights(f"{where}: weights", stage.weights, recipe.data)
 
 

@@ -47,11 +47,11 @@ class RopeScaling:
         low, high = self.beta_slow, self.beta_fast
         if self.rope_type == "llama3":
             low, high = self.low_freq_factor, self.high_freq_factor
-        if self.factor < 1:
-            raise FactoryError(f"model.rope_scaling.factor = {self.factor}: must be at least 1")
-        if not 0 < low < high:
+        if not 1 <= self.factor < math.inf:
+            raise FactoryError(f"model.rope_scaling.factor = {self.factor}: must be a number, at least 1")
+        if not 0 < low < high < math.inf:
             raise FactoryError(f"model.rope_scaling: the ramp from {low} to {high} turns must rise, and begin above 0")
-        if self.original_max_position_embeddings < 0 or self.attention_factor < 0:
+        if self.original_max_position_embeddings < 0 or not 0 <= self.attention_factor < math.inf:
             raise FactoryError("model.rope_scaling: neither the trained length nor the factor can be negative")
 
     def stored(self, length: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -105,6 +106,25 @@ def test_a_curriculum_stopped_in_any_stage_goes_on_bit_for_bit(staged: Path, tmp
         again.run()
         for (name, one), other in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
             assert torch.equal(one, other), name
+        stored = {path.name for path in (folder / "checkpoint").iterdir()}
+        assert stored == {"stage-short", "stage-long", "step-0000020"}, "also of a stage at whose end it was stopped"
+
+
+def test_a_set_that_no_stage_reads_is_left_alone(staged: Path, tmp_path: Path) -> None:
+    staged.write_text(staged.read_text().replace("{ one = 3, two = 1 }", "{ one = 3 }"))
+    work = begin(load_recipe(staged), tmp_path / "run")
+    work.run()
+    assert work.mixture.names == ["one"] and work.parts["two"] == [[], [], []]
+
+
+def test_stages_in_another_order_are_another_training(staged: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(staged)
+    work = begin(recipe, tmp_path / "run")
+    work.save()
+    work.states.wait()
+    short, long, last = recipe.stages
+    with pytest.raises(FactoryError, match=r"begun with order of the stages = \['short', 'long', '3'\]"):
+        begin(dataclasses.replace(recipe, stages=(short, last, long)), tmp_path / "run")
 
 
 def test_the_run_folder_has_the_checkpoint_of_each_stage(staged: Path, tmp_path: Path) -> None:
@@ -144,6 +164,8 @@ def test_a_training_begins_with_a_checkpoint(staged: Path, recipe: Path, dataset
     assert all(torch.equal(one, other) for one, other in zip(before.parameters(), work.model.parameters(), strict=True))
     with pytest.raises(FactoryError, match=r"parameter model\.embed_tokens\.weight has shape"):
         begin(load_recipe(path, [f"data={dataset}", "hidden_size=64"]), tmp_path / "third")
+    with pytest.raises(FactoryError, match=r"train\.start and train\.upcycle: .* give one"):
+        load_recipe(path, [f"data={dataset}", f"train.upcycle={folder}"])
     other = folder / "tokenizer.json"
     other.write_text(other.read_text().replace("<|im_start|>", "<|im_begin|>"))
     with pytest.raises(FactoryError, match="another tokenizer than the checkpoint"):
@@ -155,6 +177,7 @@ def test_a_training_begins_with_a_checkpoint(staged: Path, recipe: Path, dataset
     [
         ("tokens = 800\n", "", r"stage short: tokens = 0: say how many"),
         ('name = "short"', 'name = "long"', r"two stages have the name 'long'"),
+        ('name = "short"', 'name = "a/b"', r"stage 'a/b': a folder is called so"),
         ("[[stage]]", "[[stagge]]", r"unknown key 'stagge' \(did you mean 'stage'"),
         (
             "sequence_length = 64",
@@ -162,6 +185,12 @@ def test_a_training_begins_with_a_checkpoint(staged: Path, recipe: Path, dataset
             r"stage long: sequences of 65,536 tokens, but model\.max_pos",
         ),
         ("sequence_length = 64", "sequence_length = 60", r"60 tokens cannot be cut into 8 with maximum_share = 0\.4"),
+        ("sequence_length = 64", "sequence_length = 8", r" 8 tokens cannot be cut into 8 .* two tokens each"),
+        ("rope_theta = 1e6", "rope_theta = nan", r"stage long: rope_theta = nan: must be a number"),
+        ("learning_rate = 2e-3", "learning_rate = nan", r"stage long: learning_rate = nan: must be a number"),
+        ("learning_rate = 2e-3", "learning_rate = inf", r"stage long: learning_rate = inf: must be a number"),
+        ("warmup_steps = 0\n", "warmup_steps = -3\n", r"stage long: warmup_steps = -3: must not be negative"),
+        ("factor = 2.0", "factor = nan", r"rope_scaling\.factor = nan: must be a number, at least 1"),
         ("one = 3,", "three = 3,", r"no set 'three' in \[data\.sets\]"),
         ("one = 3,", "one = -3,", r"weights: one = -3\.0: must be a number, not negative"),
         ("maximum_share = 0.4", "maximum_share = 0", r"maximum_share = 0\.0: must be above 0"),

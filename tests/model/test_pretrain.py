@@ -139,6 +139,16 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Path, dataset: Pat
         start(recipe, dataset, tmp_path / "run", "steps=2")
 
 
+def test_lost_metrics_are_told(recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    start(recipe, dataset, tmp_path / "run", "steps=2").run()
+    path = tmp_path / "run" / "metrics.parquet"
+    path.write_bytes(b"PAR1")
+    for _ in range(2):
+        with pytest.raises(FactoryError, match=r"metrics\.parquet: cannot read the metrics of the 2 steps"):
+            start(recipe, dataset, tmp_path / "run", "steps=2")
+        path.unlink(missing_ok=True)
+
+
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(
     recipe: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
