@@ -46,6 +46,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainRecipe:
     _name_stages(given, str(path))
     for word in overrides:
         _override(given, word)
+    _name_stages(given, str(path))  # a word can give a stage another name
     values: dict[str, Any] = {name: typed("", name, given[name], str) for name in TOP if name in given}
     values.setdefault("name", Path(path).stem)
     for name, class_ in SECTIONS.items():
@@ -126,8 +127,9 @@ def _override(given: dict[str, Any], word: str) -> None:
         table, inner = given.setdefault(_section_of(key, owners, name, word), {}), owners[1:]
     for part in inner:
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
-    if isinstance(table, dict):  # if not, reading the section says so
-        table[name] = value
+    if not isinstance(table, dict):
+        raise FactoryError(f"{word!r}: {'.'.join(owners)} is not a table of keys")
+    table[name] = value
 
 
 def _one_dataset(given: dict[str, Any], path: str) -> None:

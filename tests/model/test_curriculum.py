@@ -217,6 +217,12 @@ def test_words_for_stages(staged: Path) -> None:
     )
     assert recipe.stages[0].tokens == 500 and recipe.stages[1].optimizer.learning_rate == 0.5
     assert recipe.data.sets["one"] == "here"
+    assert [stage.name for stage in load_recipe(staged, ["stage.short.name="]).stages] == ["1", "long", "3"]
+    with pytest.raises(FactoryError, match=r"two stages have the name 'long'"):
+        load_recipe(staged, ["stage.short.name=long"])
+    for word in ("stage.short.tokens.x=3", "optimizer.learning_rate.x=3"):
+        with pytest.raises(FactoryError, match=r"\.(tokens|learning_rate) is not a table of keys"):
+            load_recipe(staged, [word])
     with pytest.raises(FactoryError, match=r"no stage 'shrt' \(did you mean 'short'"):
         load_recipe(staged, ["stage.shrt.tokens=500"])
 
