@@ -192,9 +192,10 @@ class Pretraining:
         self.tokenizer = next(iter(data.values()))  # all have the same
         self.stages = stages(recipe, max(one.row_length for one in data.values()))
         self.steps = self.stages[-1].last
-        for stage in self.stages:
-            separator_of(stage.documents, self.tokenizer)
         self.parts = self._parts()
+        for stage in self.stages:  # what a later one refuses is told before the first
+            separator_of(stage.documents, self.tokenizer)
+            self._mixture(stage)
         torch.set_num_threads(recipe.train.threads or max(1, cores() // self.world.local_size))
         begun = self.states.description()
         if begun is not None:
@@ -237,6 +238,10 @@ class Pretraining:
         self.stage = stage
         self.model.configure(stage.model)
         self.separator = separator_of(stage.documents, self.tokenizer)
+        self.mixture = self._mixture(stage)
+        self.held_out = self._held_out(stage)
+
+    def _mixture(self, stage: Stage) -> Mixture:
         config, number = self.recipe.data, self.stages.index(stage)
         streams = {
             name: Stream(
@@ -245,8 +250,7 @@ class Pretraining:
             for name, parts in self.parts.items()
             if parts[number]
         }
-        self.mixture = Mixture(streams, stage.weights, stage.maximum_share)
-        self.held_out = self._held_out(stage)
+        return Mixture(streams, stage.weights, stage.maximum_share)
 
     def _held_out(self, stage: Stage) -> np.ndarray:
         """Held-out sequences of a stage, each set's share as in training."""
@@ -276,11 +280,8 @@ class Pretraining:
         try:
             rows = pq.read_table(path).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).partition("\n")[0]
-            raise FactoryError(
-                f"{path}: cannot read the metrics of the {step:,} steps that are done ({reason}): put the file back, "
-                "or remove the folder to begin again"
-            ) from error
+            what = f"the metrics of the {step:,} steps that are done: {str(error).splitlines()[0]}"
+            raise FactoryError(f"{path}: cannot read {what}: put it back, or remove the folder") from error
         self.metrics = [row for row in rows if row["step"] <= self.step]
 
     def save(self) -> None:

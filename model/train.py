@@ -31,6 +31,7 @@ from factory.engine.errors import FactoryError
 from factory.engine.files import make_folder, write_atomic
 from model.checkpoint import load_hf
 from model.config import TrainRecipe
+from model.curriculum import Stage
 from model.data import TokenDataset, open_datasets, read_tokenizer
 from model.generate import encode, sample_text
 from model.parallel import World, lost
@@ -43,6 +44,7 @@ from model.state import States
 
 USAGE = "usage: python -m model.train RECIPE.toml data=DATASET_FOLDER [out=FOLDER] [key=value ...]"
 SAMPLE_TOKENS = 120
+FULL = 0.9  # the share of real tokens in a stage's sequences below which a warning is given
 
 
 def train(recipe: TrainRecipe, world: World | None = None) -> Path:
@@ -116,8 +118,22 @@ def describe(recipe: TrainRecipe, work: Pretraining) -> None:
             f"{named}{stage.tokens:,} tokens = {stage.steps:,} steps of {stage.batch_size} sequences of "
             f"{stage.sequence_length:,} tokens{whole}"
         )
+        if (full := fill(work, stage)) < FULL:
+            print(
+                f"warning: shards end within these sequences, {full:.0%} of which are tokens, the rest is empty: "
+                "make the dataset anew with larger shards",
+                file=sys.stderr,
+            )
     if work.step:
         print(f"going on after step {work.step:,}")
+
+
+def fill(work: Pretraining, stage: Stage) -> float:
+    """The share of tokens in the sequences of a stage: a shard's last sequence is not full."""
+    number, length = work.stages.index(stage), stage.sequence_length
+    names = [name for name in work.parts if not stage.weights or stage.weights.get(name)]
+    found = [span.tokens for name in names for span in work.parts[name][number]]
+    return sum(found) / sum(-(-tokens // length) * length for tokens in found)
 
 
 def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset], quiet: bool = False) -> TrainRecipe:

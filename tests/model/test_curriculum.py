@@ -18,7 +18,7 @@ from model import train
 from model.checkpoint import load_hf
 from model.config import TrainRecipe
 from model.curriculum import stages
-from model.data import open_datasets
+from model.data import IGNORE, open_datasets
 from model.pretrain import Pretraining, Stopped
 from model.recipe import load_recipe
 from tests.model.conftest import RECIPE
@@ -191,6 +191,7 @@ def test_a_training_begins_with_a_checkpoint(staged: Path, recipe: Path, dataset
         ("learning_rate = 2e-3", "learning_rate = inf", r"stage long: learning_rate = inf: must be a number"),
         ("warmup_steps = 0\n", "warmup_steps = -3\n", r"stage long: warmup_steps = -3: must not be negative"),
         ("factor = 2.0", "factor = nan", r"rope_scaling\.factor = nan: must be a number, at least 1"),
+        ("rope_theta = 1e6", "weights = { one = 1, two = 1e-6 }", r"the set two has a share of 1e-06 of the data"),
         ("one = 3,", "three = 3,", r"no set 'three' in \[data\.sets\]"),
         ("one = 3,", "one = -3,", r"weights: one = -3\.0: must be a number, not negative"),
         ("maximum_share = 0.4", "maximum_share = 0", r"maximum_share = 0\.0: must be above 0"),
@@ -236,6 +237,19 @@ def test_stages_do_not_read_the_same_tokens(make_dataset: Callable[..., Path], r
     parts = work.parts["data"]
     tokens = [{(span.shard.path, at) for span in part for at in range(span.begin, span.end)} for part in parts]
     assert not tokens[0] & tokens[1] and len(tokens[0]) >= 1600 and len(tokens[1]) >= 1600
+
+
+def test_sequences_longer_than_the_shards_are_told(
+    staged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("max_position_embeddings=16384", "stage.long.sequence_length=16384", "stage.long.batch_size=1")
+    work = begin(load_recipe(staged, words), tmp_path / "run")
+    epochs = [one.batch(0, one.rows) for one in work.mixture.streams]
+    tokens, room = sum(int((epoch != IGNORE).sum()) for epoch in epochs), sum(epoch.size for epoch in epochs)
+    assert train.fill(work, work.stages[0]) == tokens / room > 0.95 and train.fill(work, work.stages[1]) < 0.5
+    train.describe(work.recipe, work)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all("warning: shards end within these sequences" in line for line in told)
 
 
 def test_waiting_for_data_is_measured(staged: Path, tmp_path: Path) -> None:
