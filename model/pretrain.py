@@ -168,7 +168,10 @@ def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str,
     flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     keys = {f"key of {name}": one.key for name, one in data.items()}
     curriculum = {f"stage {one.name}": dataclasses.asdict(one) for one in recipe.stages}
-    return {key: value for key, value in flat.items() if key not in FREE} | keys | curriculum
+    free = set(FREE)
+    if recipe.model.num_experts:  # the load-balancing loss is over what is computed at a time
+        free.remove("train.micro_batch_size")
+    return {key: value for key, value in flat.items() if key not in free} | keys | curriculum
 
 
 class Pretraining:
