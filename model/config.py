@@ -1,18 +1,20 @@
 """What a training recipe says: the model's shape, the data, the optimizer, the course of training.
 
 A recipe is a TOML file with the sections [model], [data], [optimizer], [train], and a [[stage]] for each part of a
-curriculum; each key is a field below. model/recipe.py reads and checks it.
+curriculum; each key is a field below. A section [scaling] makes it a grid of trainings (model/scaling). model/recipe.py
+reads and checks it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from factory.engine.errors import FactoryError
 from model.attention import DualChunk
 from model.rope import RopeScaling
+from model.scaling import SCALING, Grid
 
 Documents = Literal["joined", "masked", "restarted"]
 
@@ -133,8 +135,8 @@ class DataConfig:
 class Schedule:
     """The learning rate over time."""
 
-    learning_rate: float = 1e-3
-    """The highest, after the warm-up."""
+    learning_rate: Annotated[float, SCALING] = 1e-3
+    """The highest, after the warm-up. `scaling` takes what optimizer.scaling says; training sees a number."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After the warm-up: `cosine` falls at once; `wsd` stays at the top and falls in a straight line at the end."""
     warmup_steps: int = 100
@@ -171,6 +173,8 @@ class Schedule:
 class OptimizerConfig(Schedule):
     """AdamW, and the learning rate over time."""
 
+    scaling: str = "step"
+    """The law for what is `scaling`: `step`, `deepseek`, or a law.json that model.scaling wrote."""
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -186,8 +190,9 @@ class TrainConfig:
 
     steps: int = 1000
     """Of a training without stages."""
-    batch_size: int = 16
-    """Sequences in a step; of a later stage with longer sequences as many as have the tokens of the first one's."""
+    batch_size: Annotated[int, SCALING] = 16
+    """Sequences in a step, or `scaling`, as the law optimizer.scaling says; of a later stage with longer sequences as
+    many as have the tokens of the first one's."""
     micro_batch_size: int = 0
     """At most so many sequences of full length are in a process's memory at once; their gradients add up. 0 for all
     of its part of a step."""
@@ -198,7 +203,7 @@ class TrainConfig:
     checkpoint_activations: bool = False
     """Keep each layer's input alone and compute the rest again on the way back: less memory, a third more work."""
     context_parallel: int = 1
-    """So many successive processes share each sequence, which then needs that much less memory."""
+    """So many successive processes share each sequence, and the memory that its activations need."""
     seed: int = 0
     """Decides the initial weights."""
     start: str = ""
@@ -261,3 +266,4 @@ class TrainRecipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     stages: tuple[StageConfig, ...] = ()
+    scaling: Grid = field(default_factory=Grid)

@@ -6,7 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from factory.engine.errors import FactoryError, nearest
 
@@ -15,7 +15,7 @@ def section(name: str, class_: type, given: Mapping[str, Any], path: str) -> Any
     """A section's dataclass from a table of keys, each checked by name and type."""
     if not isinstance(given, Mapping):
         raise FactoryError(f"{path}: [{name}] must be a table of keys")
-    hints = typing.get_type_hints(class_)
+    hints = typing.get_type_hints(class_, include_extras=True)
     for key in given:
         if key not in hints:
             raise FactoryError(f"{path}: unknown key {key!r} in [{name}]{nearest(key, hints)}")
@@ -29,6 +29,12 @@ def section(name: str, class_: type, given: Mapping[str, Any], path: str) -> Any
 def typed(section_: str, key: str, value: Any, hint: Any) -> Any:
     """A value as a field of the type `hint` holds it. FactoryError names the key where it does not fit."""
     where = f"{section_}.{key}" if section_ else key
+    instead = ""
+    if typing.get_origin(hint) is Annotated:  # a word that may stand for the value
+        hint, word = typing.get_args(hint)
+        if value == word:
+            return value
+        instead = f" or {word!r}"
     parts = [part for part in typing.get_args(hint) if part is not type(None)]
     if type(None) in typing.get_args(hint) and len(parts) == 1:
         hint = parts[0]  # TOML has no null: a key that is there has a value
@@ -47,9 +53,9 @@ def typed(section_: str, key: str, value: Any, hint: Any) -> Any:
         return float(value)
     if hint is int and type(value) is float and value.is_integer():
         return int(value)  # 16e12 tokens
-    if hint == tuple[int, ...] and isinstance(value, list | tuple) and all(type(one) is int for one in value):
-        return tuple(value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(typed(section_, key, one, parts[0]) for one in value)
     if type(value) is not hint:
         kind = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
-        raise FactoryError(f"{where} = {value!r}: must be of type {kind}, not {type(value).__name__}")
+        raise FactoryError(f"{where} = {value!r}: must be of type {kind}{instead}, not {type(value).__name__}")
     return value

@@ -66,6 +66,10 @@ FREE = (
 )
 
 
+class Diverged(FactoryError):
+    """The loss or the gradient is no number any more."""
+
+
 class Stopped(Exception):
     """A signal asked to stop; the state of `step` is saved."""
 
@@ -164,7 +168,10 @@ def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str,
     flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     keys = {f"key of {name}": one.key for name, one in data.items()}
     curriculum = {f"stage {one.name}": dataclasses.asdict(one) for one in recipe.stages}
-    return {key: value for key, value in flat.items() if key not in FREE} | keys | curriculum
+    free = set(FREE)
+    if recipe.model.num_experts:  # the load-balancing loss is over what is computed at a time
+        free.remove("train.micro_batch_size")
+    return {key: value for key, value in flat.items() if key not in free} | keys | curriculum
 
 
 class Pretraining:
@@ -341,7 +348,7 @@ class Pretraining:
         norm = clip(self.model, self.recipe.optimizer.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             places = self.mixture.places((self.step - self.stage.first) * self.stage.batch_size, self.stage.batch_size)
-            raise FactoryError(
+            raise Diverged(
                 f"step {self.step + 1}: loss {loss}, gradient norm {norm}: stopped, the last good checkpoint "
                 f"stays; lower optimizer.learning_rate, or look at the batch: {'; '.join(places)}"
             )

@@ -17,12 +17,14 @@ from model.checkpoint import configuration
 from model.config import DataConfig, ModelConfig, OptimizerConfig, Schedule, StageConfig, TrainConfig, TrainRecipe
 from model.options import section, typed
 from model.presets import PRESETS
+from model.scaling import SCALING, Grid
 
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
+    "scaling": Grid,
 }
 TOP = ("name", "out")
 STAGES = "stage"
@@ -150,6 +152,7 @@ def _section_of(key: str, owners: list[str], name: str, word: str) -> str:
 
 def _check(recipe: TrainRecipe) -> None:
     recipe.model.check()
+    recipe.scaling.check()
     positive = {
         "train": ("steps", "batch_size", "evaluate_every", "evaluation_sequences", "save_every", "context_parallel"),
         "data": ("shuffle_tokens",),
@@ -162,10 +165,12 @@ def _check(recipe: TrainRecipe) -> None:
         "optimizer": ("warmup_steps", "weight_decay"),
         "model": ("vocab_size", "initializer_range"),
     }
-    for name in SECTIONS:
+    for name in positive:
         part = getattr(recipe, name)
         for one in dataclasses.fields(part):
             value = getattr(part, one.name)
+            if value == SCALING:
+                continue
             if isinstance(value, float) and not math.isfinite(value):
                 raise FactoryError(f"{name}.{one.name} = {value}: must be a number")
             if one.name in positive[name] and value <= 0:
@@ -199,7 +204,7 @@ def _check_stage(where: str, stage: StageConfig, recipe: TrainRecipe) -> None:
     for part in (stage.rope_scaling, stage.dual_chunk_attention_config):
         if part is not None:
             part.check()
-    if stage.optimizer is not None and stage.optimizer.learning_rate <= 0:
+    if stage.optimizer is not None and stage.optimizer.learning_rate != SCALING and stage.optimizer.learning_rate <= 0:
         raise FactoryError(f"{where}: learning_rate = {stage.optimizer.learning_rate}: must be above 0")
     _check_weights(f"{where}: weights", stage.weights, recipe.data)
 

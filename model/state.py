@@ -80,6 +80,8 @@ class States:
         try:
             future.result()
         except CheckpointException as error:
+            if self.world.first:
+                _clear(self.folder)  # what fills a disk
             causes = [cause for cause, _ in error.failures.values()]
             if all(map(lost, causes)):
                 raise causes[0] from error
@@ -119,8 +121,7 @@ class _Writer(dcp.FileSystemWriter):
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         super().set_up_storage_writer(is_coordinator, *args, **kwargs)
         if is_coordinator:
-            for left in self.folder.glob(".step-*.tmp"):  # by a process that was killed
-                shutil.rmtree(left)
+            _clear(self.folder)  # of a process that was killed
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
@@ -131,9 +132,20 @@ class _Writer(dcp.FileSystemWriter):
         if self.place.exists():
             shutil.rmtree(self.place)
         os.rename(self.path, self.place)
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # the name is on disk before the old one goes
+        finally:
+            os.close(handle)
         for old in self.folder.glob("step-*"):
             if old != self.place and NAME.fullmatch(old.name):
                 shutil.rmtree(old)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was begun and never renamed."""
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left)
 
 
 def _step(path: Path) -> int:

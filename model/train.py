@@ -38,6 +38,7 @@ from model.picture import Progress, clock, loss_picture, speed_picture, tensorbo
 from model.pretrain import Pretraining, Stopped
 from model.recipe import load_recipe
 from model.sample import Sampling
+from model.scaling.law import resolve
 from model.state import States
 
 USAGE = "usage: python -m model.train RECIPE.toml data=DATASET_FOLDER [out=FOLDER] [key=value ...]"
@@ -48,7 +49,7 @@ def train(recipe: TrainRecipe, world: World | None = None) -> Path:
     """Run a training recipe to the end and return its run folder. Rank 0 of the world prints as it goes."""
     world = world or World()
     data = open_datasets(recipe.data)
-    recipe = fit(recipe, data)
+    recipe = fit(recipe, data, quiet=not world.first)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
     # The prompt of the sample is tried now, not after all of the training.
@@ -119,8 +120,9 @@ def describe(recipe: TrainRecipe, work: Pretraining) -> None:
         print(f"going on after step {work.step:,}")
 
 
-def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> TrainRecipe:
-    """The recipe with the size of the data's vocabulary filled in; FactoryError where data and model do not fit."""
+def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset], quiet: bool = False) -> TrainRecipe:
+    """The recipe with the size of the data's vocabulary filled in, and with numbers for what is `scaling`; FactoryError
+    where data and model do not fit."""
     one = next(iter(data.values()))
     start = recipe.train.start or recipe.train.upcycle
     if start and (Path(start) / "tokenizer.json").is_file() and read_tokenizer(Path(start))[0] != one.tokenizer_hash:
@@ -135,7 +137,8 @@ def fit(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> TrainRecipe:
             "leave vocab_size out, or use data of the right tokenizer"
         )
     size = recipe.model.vocab_size or ids
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+    return resolve(recipe, max(one.row_length for one in data.values()), quiet)
 
 
 def finish(recipe: TrainRecipe, work: Pretraining) -> None:
@@ -146,9 +149,9 @@ def finish(recipe: TrainRecipe, work: Pretraining) -> None:
     loss_picture(metrics, folder / "loss.png", title)
     speed_picture(metrics, folder / "speed.png", title)
     room = min(SAMPLE_TOKENS, recipe.model.max_position_embeddings // 2)
-    sampling = Sampling(tokens=room, temperature=0.7, top_p=0.9, seed=recipe.train.seed)
     # Read again: the model in training may be in shards, or compiled for training.
     model = load_hf(folder / "checkpoint" / "hf").to(work.world.device)
+    sampling = Sampling(tokens=room, temperature=0.7, top_p=0.9, seed=recipe.train.seed)
     text = sample_text(model, work.tokenizer.tokenizer, recipe.train.sample_prompt, sampling)
     sample = recipe.train.sample_prompt + text
     write_atomic(str(folder / "sample.txt"), sample + "\n")

@@ -1,4 +1,5 @@
-"""Run by torchrun in test_parallel.py: sequences shared by the ranks give the loss and gradients of one process."""
+"""Run by torchrun in test_parallel.py: what ranks that share each sequence compute, beside one process; what is done
+and said by one of them."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from factory.engine.errors import FactoryError
 from model.attention import Documents, DualChunk
 from model.config import ModelConfig, TrainConfig
 from model.parallel import World, build
@@ -61,11 +63,31 @@ def compare(world: World, dual: DualChunk | None, restart: bool | None) -> dict[
     return {"loss": abs(world.sums(mine.item())[0] / one.item() - 1), "gradients": gradients}
 
 
+def refused() -> None:
+    raise FactoryError("not on rank 0")
+
+
+def together(world: World) -> dict[str, float]:
+    """How many ranks get an error of rank 0 alone; how many say a line; how many have the result of rank 0."""
+    try:
+        world.together(refused)
+        got = False
+    except FactoryError as error:
+        got = str(error) == "not on rank 0"
+    result = world.together(lambda: world.rank + 1)
+    return {
+        "errors": world.sums(got)[0],
+        "said": world.sums(world.says("a line"))[0],
+        "results": world.sums(result or 0)[0],
+    }
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     world = World.begin()
     world.share(int(sys.argv[1]))
     found = [compare(world, *choice) for choice in itertools.product((None, DUAL), (None, False, True))]
+    counts = together(world)
     if world.first:
-        print(json.dumps(found))
+        print(json.dumps([*found, counts]))
     world.end()
