@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from factory.engine.errors import FactoryError
@@ -113,9 +112,8 @@ def loss_of(
     ids = torch.from_numpy(batch).to(model.lm_head.weight.device, torch.long)
     given = ids[:, :-1].clamp(min=0)
     documents = separated(given, separator.end, separator.restart) if separator else None
-    logits = model(given, documents=documents, routings=routings)
-    targets = ids[:, 1:].flatten()
-    total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
+    targets = ids[:, 1:]
+    total = model(given, documents=documents, routings=routings, targets=targets)
     # A batch may hold no target at all: a shard's last sequence can be one token long.
     return total if reduction == "sum" else total / (targets != IGNORE).sum().clamp(min=1)
 
