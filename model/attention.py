@@ -7,6 +7,7 @@ head size; the queries are those of the last T of the S tokens.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from factory.engine.errors import FactoryError
 from model.rope import frequencies, rotate, turns
@@ -75,6 +77,16 @@ class Documents:
             found += [(row, begin, end) for begin, end in itertools.pairwise(edges)]
         return found
 
+    def mask(self, create: Callable[..., BlockMask] = create_block_mask) -> BlockMask:
+        """The same for FlexAttention, without waiting for a GPU: causal, and within a document."""
+        rows, length = self.first.shape
+        numbers = self.first.cumsum(1)
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & (numbers[row, query] == numbers[row, key])
+
+        return create(sees, rows, None, length, length, device=self.first.device)
+
     def positions(self) -> Tensor:
         """The position of each token: [B, T]."""
         run = torch.arange(self.first.shape[1], device=self.first.device)
@@ -99,11 +111,14 @@ class Plan(ABC):
 
     def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
         self.config, self.documents = config, documents
-        self.spans = documents.spans() if documents is not None else []
         self.positions = run if documents is None else documents.positions()[:, None]  # [T], or [B or 1, 1, T]
         self.frequency, self.factor = frequencies(
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
+
+    @functools.cached_property
+    def spans(self) -> list[tuple[int, int, int]]:
+        return self.documents.spans() if self.documents is not None else []
 
     @abstractmethod
     def keys(self, k: Tensor) -> Tensor:
@@ -122,7 +137,7 @@ class Plan(ABC):
 
     def each(self, attend: Callable[..., Tensor], *parts: Tensor) -> Tensor:
         """attend(*parts, origin) over whole sequences, or over each document: [B, H, T, D]."""
-        if not self.spans:
+        if self.documents is None:
             return attend(*parts, self.origin(0))
         rows: dict[int, list[Tensor]] = {}
         for row, begin, end in self.spans:
@@ -132,17 +147,28 @@ class Plan(ABC):
 
 
 class Full(Plan):
-    """Each token sees all before it."""
+    """Each token sees all before it. Documents are attended to one after another on CPU, where that is the fastest; on
+    a GPU by FlexAttention, which leaves out what no token sees."""
 
     def __init__(self, config: ModelConfig, run: Tensor, documents: Documents | None) -> None:
         super().__init__(config, run, documents)
         self.turn = self.turns(self.positions)
+        self.mask = documents.mask(_compiled(create_block_mask)) if documents is not None and run.is_cuda else None
 
     def keys(self, k: Tensor) -> Tensor:
         return rotate(k, self.turn)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.each(full_attention, rotate(q, self.turn), k, v)
+        q = rotate(q, self.turn)
+        if self.mask is not None:
+            return _compiled(flex_attention)(q, k, v, block_mask=self.mask, enable_gqa=True)
+        return self.each(full_attention, q, k, v)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """FlexAttention makes its kernels when it is compiled; not compiled it would hold all scores at once."""
+    return torch.compile(function, dynamic=False)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, origin: int = 0) -> Tensor:

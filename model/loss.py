@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The logits held at a time. On CPU full speed is reached with 32 MB; a GPU multiplies so fast that each part's pass over
-# the weight's gradient would be felt, so it gets 1 GB.
+# The logits held at a time. On CPU full speed is reached with 32 MB; a GPU multiplies so fast that each part's pass
+# over the weight's gradient would be felt, so it gets 1 GB.
 CPU_LOGITS, GPU_LOGITS = 1 << 23, 1 << 28
 
 
 def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The sum over tokens of -log softmax(x weight^T)[target], in nats and float32. Targets below 0 add nothing.
 
-    x [N, C], weight [V, C], targets [N]. What F.cross_entropy gives of F.linear(x, weight), with a fraction of its memory.
+    x [N, C], weight [V, C], targets [N]: as F.cross_entropy of F.linear(x, weight), in a fraction of the memory.
     """
     return _CrossEntropy.apply(x, weight, targets, torch.is_grad_enabled())
 
@@ -49,7 +49,7 @@ class _CrossEntropy(torch.autograd.Function):
                 torch.mm(dlogits, weight, out=out).mul_(counts)
                 rows = rows * counts
                 if dweight.dtype == x.dtype:
-                    dweight.addmm_(dlogits.t(), rows)
+                    torch.addmm(dweight, dlogits.t(), rows, out=dweight)
                 else:
                     dweight += dlogits.t() @ rows
         ctx.save_for_backward(dx, dweight)
