@@ -55,6 +55,14 @@ TINY = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+DENSE = {
+    "vocab_size": 43_520,
+    "hidden_size": 256,
+    "intermediate_size": 1392,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+}
 SIZES = {
     # recipes/train/dense_tiny.toml and moe_tiny.toml
     "dense_tiny": Size(4, 256, TINY),
@@ -71,19 +79,10 @@ SIZES = {
             "router_aux_loss_coef": 0.01,
         },
     ),
-    # Qwen2.5-0.5B at 2/7 of its width: the same depth, heads of 64, and vocabulary and feed-forward to the width.
-    "dense": Size(
-        2,
-        512,
-        {
-            "vocab_size": 43_520,
-            "hidden_size": 256,
-            "intermediate_size": 1392,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 1,
-        },
-    ),
+    # Qwen2.5-0.5B at 2/7 of its width and a third of its depth: vocabulary and feed-forward in proportion to the width.
+    "dense": Size(2, 512, DENSE),
+    # The same at its full depth.
+    "dense_deep": Size(2, 512, DENSE | {"num_hidden_layers": 24}),
     # Qwen1.5-MoE-A2.7B at 1/8 of its width and a third of its depth.
     "moe": Size(
         2,
