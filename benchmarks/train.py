@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import multiprocessing
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -110,7 +109,7 @@ class Turn:
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
-        self.base = peak()
+        self.base = 0.0
         self.began: tuple[float, float] | None = None
 
     def __call__(self) -> None:
@@ -124,8 +123,9 @@ class Turn:
 
 
 def peak() -> float:
-    """The process's peak memory so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The process's peak memory so far, in MB. (On Linux; ru_maxrss would begin with what the parent process held.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def batches(size: Size, count: int) -> Iterator[np.ndarray]:
@@ -135,8 +135,18 @@ def batches(size: Size, count: int) -> Iterator[np.ndarray]:
         yield (size.model["vocab_size"] ** draw.random((size.batch, size.length))).astype(np.int64) - 1
 
 
+def settle(turn: Turn) -> None:
+    """What is resident now is the libraries', with those that torch loads when they are first needed."""
+    one = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.AdamW([one], fused=True)
+    one.sum().backward()
+    optimizer.step()
+    turn.base = peak()
+
+
 def ours(size: Size, folder: Path, steps: int, turn: Turn) -> float:
     """The mean loss; a step as in model/pretrain.py."""
+    settle(turn)
     model = load_hf(folder)
     optimizer = optimizer_for(model, OPTIMIZER)
     losses = []
@@ -166,7 +176,7 @@ def theirs(size: Size, folder: Path, steps: int, turn: Turn, experts: str) -> fl
             turn()
 
     disable_progress_bar()
-    turn.base = peak()
+    settle(turn)
     options = {"experts_implementation": experts, "output_router_logits": True} if experts else {}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **options)
     arguments = TrainingArguments(
