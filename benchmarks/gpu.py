@@ -1,7 +1,8 @@
 """A training step and dual chunk attention on a GPU: tokens a second, model FLOPs utilisation, peak memory.
 
-Prints a section of benchmarks/gpu.md. Weights, gradients and optimizer state are in bfloat16, layers are compiled; a
-step is forward, backward, clipping and the fused AdamW on random tokens, as many documents to a sequence as said.
+Prints a section of benchmarks/gpu.md. The model is that of a training with `dtype = "bfloat16"` and `compile = true`:
+layers compute in bfloat16, weights, gradients and the optimizer's state are in float32. A step is forward, backward,
+clipping and the fused AdamW on random tokens, as many documents to a sequence as said.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from typing import Any
 import torch
 
 from model.attention import Documents, DualChunk, plan
-from model.config import ModelConfig, OptimizerConfig, preset, section
+from model.config import ModelConfig, OptimizerConfig, TrainConfig
 from model.flops import flops_per_token, utilisation
 from model.moe import Routing, balance_loss
+from model.options import section
+from model.parallel import World, build, clip
 from model.pretrain import optimizer_for
+from model.recipe import preset
 from model.transformer import Transformer
 
 MOE: dict[str, Any] = preset("qwen2.5-0.5b") | {
@@ -46,7 +50,7 @@ class Scale:
     """How large all is: on a GPU, or tiny to see that the script runs."""
 
     device: str
-    backend: str  # of torch.compile
+    compile: bool  # takes a C++ compiler on CPU
     model: dict[str, Any]  # what changes in each model
     lengths: tuple[int, ...]  # of sequences
     tokens: int  # of a step
@@ -57,7 +61,7 @@ class Scale:
 
 GPU = Scale(
     device="cuda",
-    backend="inductor",
+    compile=True,
     model={},
     lengths=(4096, 32768),
     tokens=32768,
@@ -67,7 +71,7 @@ GPU = Scale(
 )
 TINY = Scale(
     device="cpu",
-    backend="aot_eager",  # needs no compiler
+    compile=False,
     model=SMALL,
     lengths=(32, 64),
     tokens=64,
@@ -95,12 +99,15 @@ def timed(work: Callable[[], object], scale: Scale) -> tuple[float, float]:
 def training(name: str, length: int, documents: int, scale: Scale) -> str:
     """A row: one model trained on sequences of one length, each of so many documents."""
     config = section("model", ModelConfig, MODELS[name] | scale.model | {"max_position_embeddings": length}, name)
-    model = Transformer(config)
-    model.initialise(0)
-    model = model.to(scale.device, torch.bfloat16)
+
+    def whole() -> Transformer:
+        model = Transformer(config)
+        model.initialise(0)
+        return model
+
+    world = World(device=torch.device(scale.device))
+    model = build(config, world, TrainConfig(dtype="bfloat16", compile=scale.compile), whole)
     optimizer = optimizer_for(model, OptimizerConfig())
-    for layer in model.model.layers:
-        layer.compile(backend=scale.backend)
     ids = torch.randint(0, config.vocab_size, (scale.tokens // length, length + 1), device=scale.device)
     first = torch.zeros(scale.tokens // length, length, dtype=torch.bool, device=scale.device)
     first[:, :: length // documents] = True
@@ -112,7 +119,7 @@ def training(name: str, length: int, documents: int, scale: Scale) -> str:
         if routings:
             loss = loss + config.router_aux_loss_coef * balance_loss(routings)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip(model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from factory.engine.receipt import peak_memory
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig, OptimizerConfig
 from model.moe import Routing, balance_loss, expert_load
@@ -122,12 +123,6 @@ class Turn:
         self.began = time.process_time(), time.perf_counter()
 
 
-def peak() -> float:
-    """The process's peak memory so far, in MB. (On Linux; ru_maxrss would begin with what the parent process held.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def batches(size: Size, count: int) -> Iterator[np.ndarray]:
     """Token ids as frequent as words are: the n-th in proportion to 1 / n."""
     draw = np.random.default_rng(0)
@@ -141,7 +136,7 @@ def settle(turn: Turn) -> None:
     optimizer = torch.optim.AdamW([one], fused=True)
     one.sum().backward()
     optimizer.step()
-    turn.base = peak()
+    turn.base = peak_memory() / 2**20
 
 
 def ours(size: Size, folder: Path, steps: int, turn: Turn) -> float:
@@ -221,7 +216,7 @@ def work(pipe: Connection, name: str, size: Size, folder: Path, steps: int, thre
         loss = ours(size, folder, steps, turn)
     else:
         loss = theirs(size, folder, steps, turn, name if "num_experts" in size.model else "")
-    pipe.send((loss, peak() - turn.base))
+    pipe.send((loss, peak_memory() / 2**20 - turn.base))
 
 
 def contenders(size: Size) -> list[str]:

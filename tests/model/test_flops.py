@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import ModelConfig, preset, section
+from model.config import ModelConfig
 from model.flops import flops_per_token, peak, utilisation
+from model.options import section
+from model.recipe import preset
 from model.transformer import Transformer
 
 SHAPE = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3}
