@@ -142,7 +142,7 @@ class Generator:
             else:
                 whole = ids + list(continuation)
             self._fits(number, len(ids), max(0, len(whole) - len(ids)))
-            pairs.append((len(ids), whole))
+            pairs.append((min(len(ids), len(whole)), whole))  # tokens of both together may be fewer
         out: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         for batch in batches([len(whole) for _, whole in pairs], Sampling(tokens=1), self.batch_tokens, 1):
             chosen = [pairs[number] for number, _ in batch]

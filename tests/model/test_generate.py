@@ -114,6 +114,22 @@ def test_scores_are_those_of_one_pass(reading: str, monkeypatch: pytest.MonkeyPa
         assert [greedy for _, greedy in found] == [True, *[False] * 5, True]
 
 
+def test_scores_of_texts_are_of_their_common_tokens(tokenizer: Tokenizer) -> None:
+    """Also where the tokens of both together are fewer than those of the prompt alone."""
+    model = build(FORMS["qwen2"] | {"vocab_size": 300})
+    generator = Generator(model, tokenizer)
+    words = [tokenizer.decode([number]) for number in range(256, 299)]
+    word = max(words, key=lambda word: len(generator.encode(word[:-1])))
+    pairs = [("Returns a", " new array"), ("The axis alo", "ng which"), ("Returns", ""), (word[:-1], word[-1])]
+    found = generator.score(*map(list, zip(*pairs, strict=True)))
+    for (prompt, continuation), (total, _) in zip(pairs, found, strict=True):
+        ids, begin = generator.encode(prompt + continuation), len(generator.encode(prompt))
+        with torch.no_grad():
+            values = model(torch.tensor([ids]))[0].log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+        assert total == pytest.approx(float(values[begin - 1 :].sum()), abs=1e-4)
+    assert len(generator.encode(word[:-1])) > len(generator.encode(word)) and found[2] == found[3] == (0.0, True)
+
+
 DUAL = build(FORMS["qwen2"] | SHORT)
 WARM = Sampling(tokens=12, temperature=1.2, top_p=0.95, samples=2, seed=5)
 
@@ -248,7 +264,8 @@ def test_batches_hold_what_they_may(tokenizer: Tokenizer) -> None:
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
+from factory.engine.receipt import peak_memory
 from model.config import ModelConfig
 from model.sample import log_probabilities
 from model.transformer import Transformer
@@ -257,7 +274,7 @@ model = Transformer(ModelConfig(vocab_size=5000, hidden_size=16, intermediate_si
     num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=1 << 20))
 model.initialise(0)
 log_probabilities(model, [[1] * int(sys.argv[1])], [1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory() / 2**20)
 """
 
 
