@@ -192,6 +192,7 @@ class Pretraining:
         self.tokenizer = next(iter(data.values()))  # all have the same
         self.stages = stages(recipe, max(one.row_length for one in data.values()))
         self.steps = self.stages[-1].last
+        self.whole = {name: sum(span.tokens for span in one.training) for name, one in data.items()}
         self.parts = self._parts()
         for stage in self.stages:  # what a later one refuses is told before the first
             separator_of(stage.documents, self.tokenizer)
@@ -211,14 +212,12 @@ class Pretraining:
 
     def _parts(self) -> dict[str, list[list[Span]]]:
         """Of each dataset the tokens for each stage; none twice where there are enough."""
-        whole = {name: sum(span.tokens for span in one.training) for name, one in self.data.items()}
+        weights = [stage.weights or self.whole for stage in self.stages]
         found = {}
         for name, one in self.data.items():
-            shares = [(stage.weights or whole).get(name, 0) for stage in self.stages]
-            totals = [sum((stage.weights or whole).values()) for stage in self.stages]
             demands = [
-                math.ceil(stage.tokens * share / total)
-                for stage, share, total in zip(self.stages, shares, totals, strict=True)
+                math.ceil(stage.tokens * shares.get(name, 0) / sum(shares.values()))
+                for stage, shares in zip(self.stages, weights, strict=True)
             ]
             found[name] = allot(one.training, demands, self.recipe.data.seed)
         return found
@@ -250,7 +249,7 @@ class Pretraining:
             for name, parts in self.parts.items()
             if parts[number]
         }
-        return Mixture(streams, stage.weights, stage.maximum_share)
+        return Mixture(streams, stage.weights or self.whole, stage.maximum_share)
 
     def _held_out(self, stage: Stage) -> np.ndarray:
         """Held-out sequences of a stage, each set's share as in training."""

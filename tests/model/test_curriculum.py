@@ -117,6 +117,16 @@ def test_a_set_that_no_stage_reads_is_left_alone(staged: Path, tmp_path: Path) -
     assert work.mixture.names == ["one"] and work.parts["two"] == [[], [], []]
 
 
+def test_without_weights_each_set_has_its_share_of_all_tokens(staged: Path, tmp_path: Path) -> None:
+    """Whatever another stage takes of one of them."""
+    text = staged.read_text().replace("weights = { one = 3, two = 1 }", "")
+    staged.write_text(text.replace("rope_theta = 1e6", "weights = { one = 1 }"))
+    work = begin(load_recipe(staged), tmp_path / "run")
+    one, two = (sum(span.tokens for span in work.data[name].training) for name in work.mixture.names)
+    shares = work.mixture.quota / work.mixture.quota.sum()
+    assert work.stage.name == "short" and shares == pytest.approx([one / (one + two), two / (one + two)], abs=1e-3)
+
+
 def test_stages_in_another_order_are_another_training(staged: Path, tmp_path: Path) -> None:
     recipe = load_recipe(staged)
     work = begin(recipe, tmp_path / "run")
