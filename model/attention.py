@@ -55,6 +55,11 @@ class DualChunk:
                 f"model.dual_chunk_attention_config: local_size = {self.local_size} must lie between 0 and "
                 f"chunk_size = {self.chunk_size}"
             )
+        if self.original_max_position_embeddings < 0:
+            raise FactoryError(
+                "model.dual_chunk_attention_config: original_max_position_embeddings = "
+                f"{self.original_max_position_embeddings} must not be negative"
+            )
 
 
 @dataclass(frozen=True)

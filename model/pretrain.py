@@ -33,6 +33,7 @@ from model.stream import Mixture, Stream, blocks
 from model.transformer import Transformer
 from model.upcycle import upcycle
 
+AHEAD = 20  # so many steps before the end of a stage the data of the next begin to be read
 EVALUATION_BLOCKS = 64  # held-out sequences are taken from at most so many places
 # The load-balancing loss before its weight; and of all layers the most and the least used expert's tokens, as multiples
 # of an even share. Null without experts.
@@ -196,19 +197,25 @@ class Pretraining:
         self.parts = self._parts()
         for stage in self.stages:  # what a later one refuses is told before the first
             separator_of(stage.documents, self.tokenizer)
-            self._mixture(stage)
+        self.mixtures = {stage.name: self._mixture(stage) for stage in self.stages}
         torch.set_num_threads(recipe.train.threads or max(1, cores() // self.world.local_size))
         begun = self.states.description()
         if begun is not None:
             self._check(begun["identity"])
+        self.step: int = begun["step"] if begun is not None else 0
+        # At the end of a stage that stage: its model may not have been written before the kill.
+        stage = next(stage for stage in self.stages if self.step <= stage.last)
+        self.mixtures[stage.name].ahead(self._position(stage))
         self.model = build(recipe.model, self.world, recipe.train, self._new if begun is None else None)
         self.optimizer = optimizer_for(self.model, recipe.optimizer)
-        self.step = 0
         self.metrics: list[dict[str, Any]] = []
         if begun is not None:
-            self._restore(begun["step"])
-        # At the end of a stage that stage: its model may not have been written before the kill.
-        self._enter(next(stage for stage in self.stages if self.step <= stage.last))
+            self._restore()
+        self._enter(stage)
+
+    def _position(self, stage: Stage) -> int:
+        """The first sequence of the next step, counted in a stage's mixture."""
+        return (self.step - stage.first) * stage.batch_size
 
     def _parts(self) -> dict[str, list[list[Span]]]:
         """Of each dataset the tokens for each stage; none twice where there are enough."""
@@ -237,7 +244,7 @@ class Pretraining:
         self.stage = stage
         self.model.configure(stage.model)
         self.separator = separator_of(stage.documents, self.tokenizer)
-        self.mixture = self._mixture(stage)
+        self.mixture = self.mixtures.pop(stage.name)
         self.held_out = self._held_out(stage)
 
     def _mixture(self, stage: Stage) -> Mixture:
@@ -272,14 +279,13 @@ class Pretraining:
                     "set it back, give out=ANOTHER_FOLDER, or remove the folder"
                 )
 
-    def _restore(self, step: int) -> None:
+    def _restore(self) -> None:
         self.states.load(self.model, self.optimizer)
-        self.step = step
         path = self.folder / "metrics.parquet"
         try:
             rows = pq.read_table(path).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
-            what = f"the metrics of the {step:,} steps that are done: {str(error).splitlines()[0]}"
+            what = f"the metrics of the {self.step:,} steps that are done: {str(error).splitlines()[0]}"
             raise FactoryError(f"{path}: cannot read {what}: put it back, or remove the folder") from error
         self.metrics = [row for row in rows if row["step"] <= self.step]
 
@@ -311,9 +317,12 @@ class Pretraining:
         train = self.recipe.train
         with stop_signals() as caught:
             while self.step < self.steps:
-                if self.step == self.stage.last:
-                    self.save_model(f"stage-{self.stage.name}")
-                    self._enter(self.stages[self.stages.index(self.stage) + 1])
+                if self.step >= self.stage.last - AHEAD and self.stage.last < self.steps:
+                    following = self.stages[self.stages.index(self.stage) + 1]
+                    self.mixtures[following.name].ahead(0)
+                    if self.step == self.stage.last:
+                        self.save_model(f"stage-{self.stage.name}")
+                        self._enter(following)
                 row = self._step()
                 ends = self.step == self.stage.last
                 if self.step % train.evaluate_every == 0 or ends:
@@ -335,7 +344,7 @@ class Pretraining:
     def _batch(self) -> list[np.ndarray]:
         """The sequences of the next step in portions [parts of the world, sequences, length] that fit into memory."""
         stage = self.stage
-        groups = self.mixture.batch((self.step - stage.first) * stage.batch_size, stage.batch_size)
+        groups = self.mixture.batch(self._position(stage), stage.batch_size)
         size = (self.recipe.train.micro_batch_size or stage.batch_size) * stage.sequence_length
         return [part for group in groups for part in self.world.split(group, size // group.shape[1], IGNORE)]
 
@@ -354,7 +363,7 @@ class Pretraining:
         loss, experts = values[0], values[1:]
         norm = clip(self.model, self.recipe.optimizer.clip).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            places = self.mixture.places((self.step - self.stage.first) * self.stage.batch_size, self.stage.batch_size)
+            places = self.mixture.places(self._position(self.stage), self.stage.batch_size)
             raise Diverged(
                 f"step {self.step + 1}: loss {loss}, gradient norm {norm}: stopped, the last good checkpoint "
                 f"stays; lower optimizer.learning_rate, or look at the batch: {'; '.join(places)}"

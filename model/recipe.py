@@ -212,6 +212,11 @@ def _check_stage(where: str, stage: StageConfig, recipe: TrainRecipe) -> None:
     for part in (stage.rope_scaling, stage.dual_chunk_attention_config):
         if part is not None:
             part.check()
+    scaling = stage.rope_scaling
+    if scaling is not None and scaling.rope_type != "linear" and not scaling.original_max_position_embeddings:
+        raise FactoryError(
+            f"{where}: rope_scaling has no original_max_position_embeddings: say the length that was trained before it"
+        )
     if stage.optimizer is not None:
         rate, warmup = stage.optimizer.learning_rate, stage.optimizer.warmup_steps
         if rate != SCALING and not 0 < rate < math.inf:

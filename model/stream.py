@@ -45,6 +45,13 @@ class Stream:
         self._plans: dict[int, tuple[list[list[int]], np.ndarray]] = {}
         self._reader = ThreadPoolExecutor(1, "data")
 
+    def ahead(self, position: int) -> None:
+        """Begin to read the window of this position."""
+        number, start = self._number(position)
+        now = (position // self.rows, number)
+        if now not in self._windows:
+            self._windows[now] = self._submit(now, start)
+
     def batch(self, position: int, count: int) -> np.ndarray:
         """Sequences position .. position + count of the stream: int32 [count, length], IGNORE after a short one."""
         parts = [np.empty((0, self.length), np.int32)]
@@ -119,7 +126,7 @@ class Mixture:
     """The sequences of several streams, each with its share of them, evenly interleaved; with `maximum_share` below 1
     the other sequences of each stream are cut into shorter ones.
 
-    Shares are kept to 1 / PATTERN, and in any stretch of the stream to one sequence.
+    Shares are kept to 1 / PATTERN, and in any stretch of the stream to a few sequences.
     """
 
     def __init__(
@@ -144,6 +151,12 @@ class Mixture:
         order = np.argsort(at, kind="stable")
         self.source = source[order]
         self.rank = np.concatenate([np.arange(quota) for quota in self.quota])[order]
+
+    def ahead(self, position: int) -> None:
+        """Begin to read what the sequences from this position on need."""
+        block, inside = divmod(position, len(self.source))
+        for number, stream in enumerate(self.streams):
+            stream.ahead(block * int(self.quota[number]) + int((self.source[:inside] == number).sum()))
 
     def batch(self, position: int, count: int) -> list[np.ndarray]:
         """Sequences position .. position + count: int32 arrays [sequences, length], one for each length there is,

@@ -207,6 +207,11 @@ def test_a_training_begins_with_a_checkpoint(staged: Path, recipe: Path, dataset
         ("maximum_share = 0.4", "maximum_share = 0", r"maximum_share = 0\.0: must be above 0"),
         ("warmup_steps = 0\n", "warmup_steps = 11\n", r"stage long\.warmup_steps = 11 and a decay of 3 steps"),
         ("learning_rate = 2e-3", "learning_rat = 2e-3", r"unknown key 'learning_rat' .*did you mean 'learning_rate'"),
+        (
+            ", original_max_position_embeddings = 32",
+            "",
+            r"stage 3: rope_scaling has no original_max_position_embeddings",
+        ),
         ('documents = "masked"', 'documents = "apart"', r"documents = 'apart': must be one of"),
         ("evaluate_every = 20", "evaluate_every = 20\nsteps = 3", r"train\.steps says nothing where there are stages"),
     ],
