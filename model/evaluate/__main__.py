@@ -6,8 +6,8 @@
 
 A run that is killed leaves the answers up to a minute before.
 
-Keys: `out`, `name` (of the model in the results), `batch_tokens` (of key/value cache), `questions` (of each task at
-most); `model.KEY` changes how the checkpoint reads positions, such as
+Keys: `out`, `name` (of the model in the results), `batch_tokens` (of key/value cache), `questions` (at most, of
+each task that asks questions); `model.KEY` changes how the checkpoint reads positions, such as
 `model.rope_scaling='{rope_type = "yarn", factor = 4.0}'` with `model.max_position_embeddings=131072`; `TASK.KEY` is an
 option of a task, and `KEY` alone of all tasks that have it.
 """

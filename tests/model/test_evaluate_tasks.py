@@ -95,6 +95,15 @@ def test_every_length_is_met(length: int, seed: int, depth: float, tokenizer: To
     assert prompt.count("HERE 7.") == 1
 
 
+def test_characters_of_several_tokens_leave_a_gap(tokenizer: Tokenizer) -> None:
+    """Each of three tokens, and no other filler: two of three lengths cannot be met."""
+    filler = Filler(tokenizer, (), np.random.default_rng(0))
+    filler.text = "港口的灯塔在夜里照亮了整个海湾" * 40
+    for length in range(200, 206):
+        found = count(tokenizer, fit(tokenizer, length, lambda hay: f"Go.\n{hay}\nWhat?", filler, 0))
+        assert length - 2 <= found <= length
+
+
 def test_lengths_that_are_too_short_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(FactoryError, match="24 tokens are too few"):
         list(Needle(lengths=(40,)).questions(tokenizer))
