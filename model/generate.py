@@ -208,9 +208,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise FactoryError(f"{path} is missing: the folder of a checkpoint with its tokenizer is needed")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises nothing more special
         raise FactoryError(f"{path}: not a tokenizer that can be read: {error}") from error
+    tokenizer.no_truncation()  # some are stored with that of their training: transformers leaves it out as well
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def end_ids(folder: Path) -> list[int]:

@@ -86,7 +86,8 @@ def _row(name: str, question: Question, tokens: int, answer: str, seconds: float
 def evaluate(checkpoint: Path, tasks: dict[str, dict[str, Any]], changes: dict[str, Any], run: dict[str, Any]) -> Path:
     """Run tasks (their options by name) on a checkpoint and return the folder. Prints what it finds."""
     made = {name: build(name, options) for name, options in tasks.items()}
-    name = run["name"] or (checkpoint.parents[1] if checkpoint.name == "hf" else checkpoint).resolve().name
+    whole = checkpoint.absolute()
+    name = run["name"] or (whole.parents[1] if whole.name == "hf" else whole).resolve().name
     out = Path(run["out"] or Path(os.environ.get("FACTORY_RUNS", "runs")) / "evaluate" / name)
     generator = Generator.load(checkpoint, run["batch_tokens"], **_changed(changes))
     make_folder(str(out))

@@ -243,6 +243,12 @@ def test_wrong_words_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert tasks == {"needle": {"seed": 4}, "ruler": {"seed": 4, "samples": 2}} and changes == {"rope_theta": 1e6}
 
 
+def test_the_folder_may_be_where_one_stands(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    assert main(["hf", TASK, "samples=1", f"out={tmp_path}"]) == 0
+    assert pq.read_table(tmp_path / "results.parquet").to_pylist()[0]["model"] == checkpoint.parents[1].name
+
+
 @pytest.mark.parametrize("changes", [{}, {"dual_chunk_attention_config": DualChunk(chunk_size=16, local_size=4)}])
 def test_perplexity_is_the_loss_by_position(checkpoint: Path, tmp_path: Path, changes: dict) -> None:
     random = np.random.default_rng(0)

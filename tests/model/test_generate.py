@@ -330,6 +330,19 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         Generator.load(folder, hidden_size=24)
 
 
+def test_no_prompt_is_cut_or_padded(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A tokenizer may be stored with the length of its training."""
+    save_hf(build(FORMS["qwen2"] | {"vocab_size": 300}), tmp_path, None, 0)
+    stored = Tokenizer.from_str(tokenizer.to_str())
+    stored.enable_truncation(4)
+    stored.enable_padding(length=40)
+    stored.save(str(tmp_path / "tokenizer.json"))
+    generator = Generator.load(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("The", SENTENCES[0]):
+        assert generator.encode(text) == theirs(text)["input_ids"] == tokenizer.encode(text).ids
+
+
 def test_prompts_are_lines_of_a_file(tmp_path: Path) -> None:
     """U+2028 and a form feed are characters of a text, not ends of a line; a mark at the beginning is none of it."""
     (tmp_path / "p.jsonl").write_text('\ufeff{"prompt": "a\u2028b"}\r\n\n{"prompt": "c"}', "utf-8")
