@@ -39,7 +39,7 @@ from model.sample import Sampling
 
 USAGE = "usage: python -m model.evaluate CHECKPOINT TASK... [out=FOLDER] [key=value ...]"
 RUN = {"out": "", "name": "", "batch_tokens": BATCH_TOKENS, "questions": 0}
-GROUP = 1 << 25  # characters of the prompts that are held in memory at once
+GROUP = 1 << 23  # characters of the prompts that are held in memory at once: a few hundred MB
 SAVE_EVERY = 60.0  # seconds
 
 
