@@ -7,9 +7,10 @@ head size; the queries are those of the last T of the S tokens.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from factory.engine.errors import FactoryError
+from model.flash import BlockedAttention, ChunkedAttention
 from model.rope import frequencies, rotate, turns
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
     from model.parallel import Context
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,16 @@ class Documents:
             found += [(row, begin, end) for begin, end in itertools.pairwise(edges)]
         return found
 
+    def mask(self, create: Callable[..., BlockMask] = create_block_mask) -> BlockMask:
+        """The same for FlexAttention, without waiting for a GPU: causal, and within a document."""
+        rows, length = self.first.shape
+        numbers = self.first.cumsum(1)
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & (numbers[row, query] == numbers[row, key])
+
+        return create(sees, rows, None, length, length, device=self.first.device)
+
     def positions(self) -> Tensor:
         """The position of each token: [B, T]."""
         run = torch.arange(self.first.shape[1], device=self.first.device)
@@ -119,12 +130,15 @@ class Plan(ABC):
     ) -> None:
         self.config, self.documents, self.context = config, documents, context
         self.last = run[:, 0] if run.ndim == 3 else None  # [B, 1], where each sequence has one token at its own place
-        self.spans = documents.spans() if documents is not None else []
         self.length = len(run)
         self.positions = self.mine(run if documents is None else documents.positions()[:, None])  # [T], [B or 1, 1, T]
         self.frequency, self.factor = frequencies(
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
+
+    @functools.cached_property
+    def spans(self) -> list[tuple[int, int, int]]:
+        return self.documents.spans() if self.documents is not None else []
 
     @abstractmethod
     def keys(self, k: Tensor) -> Tensor:
@@ -149,7 +163,7 @@ class Plan(ABC):
         """attend(*parts, origin) over whole sequences, or over each document: [B, H, T, D]. k and v come last."""
         if self.context is not None:
             return self._shared(self.context, attend, *parts)
-        if not self.spans:
+        if self.documents is None:
             return attend(*parts, self.origin(0))
         rows: dict[int, list[Tensor]] = {}
         for row, begin, end in self.spans:
@@ -177,13 +191,16 @@ class Plan(ABC):
 
 
 class Full(Plan):
-    """Each token sees all before it."""
+    """Each token sees all before it. Documents are attended to one after another on CPU, where that is the fastest; on
+    a GPU by FlexAttention, which leaves out what no token sees."""
 
     def __init__(
         self, config: ModelConfig, run: Tensor, documents: Documents | None, context: Context | None = None
     ) -> None:
         super().__init__(config, run, documents, context)
         self.turn = self.turns(self.positions)
+        flex = documents is not None and context is None and run.is_cuda
+        self.mask = documents.mask(_compiled(create_block_mask)) if flex and documents is not None else None
 
     def keys(self, k: Tensor) -> Tensor:
         return rotate(k, self.turn)
@@ -193,7 +210,15 @@ class Full(Plan):
         if self.last is not None:
             places = torch.arange(k.shape[2], device=k.device)
             return attend_one(q, torch.where(places <= self.last, 0, -1), k, v)
+        if self.mask is not None:
+            return _compiled(flex_attention)(q, k, v, block_mask=self.mask, enable_gqa=True)
         return self.each(full_attention if self.context is None else later_attention, q, k, v)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """FlexAttention makes its kernels when it is compiled; not compiled it would hold all scores at once."""
+    return torch.compile(function, dynamic=False)
 
 
 def later_attention(q: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
@@ -222,6 +247,9 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, origin: int = 0) -> Tensor:
     length, seen = q.shape[2], k.shape[2]
     if seen > length and not q.is_cuda:
         return later_attention(q, k, v, origin)  # a mask would take T S of memory
+    training = torch.is_grad_enabled() and q.requires_grad
+    if training and q.device.type == "cpu" and q.dtype == torch.float32 and 128 <= q.shape[2] == k.shape[2]:
+        return BlockedAttention.apply(q, k, v)  # fewer tokens are not worth its many small products
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     mask = causal_lower_right(length, seen) if seen > length else None
@@ -272,81 +300,3 @@ class DualChunks(Plan):
 
     def _attend(self, intra: Tensor, successive: Tensor, inter: Tensor, k: Tensor, v: Tensor, origin: int) -> Tensor:
         return ChunkedAttention.apply(intra, successive, inter, k, v, self.chunk, origin)
-
-
-def blocks(length: int, seen: int, chunk: int, origin: int) -> Iterator[tuple[slice, list[tuple[int, slice, bool]]]]:
-    """The rectangles of dual chunk attention: for the queries of each chunk, (kind, keys, causal) of each part.
-
-    Kind 0 is intra, 1 successive, 2 inter. Key 0 is at position `origin`; the queries are the last `length` of `seen`.
-    """
-    at = before = seen - length
-    while at < seen:
-        number = (origin + at) // chunk
-        begin, previous = (max(0, place * chunk - origin) for place in (number, number - 1))
-        end = min(seen, (number + 1) * chunk - origin)
-        parts = [(0, slice(at, end), True)]
-        rest = [(0, slice(begin, at)), (1, slice(previous, begin)), (2, slice(0, previous))]
-        parts += [(kind, keys, False) for kind, keys in rest if keys.stop > keys.start]
-        yield slice(at - before, end - before), parts
-        at = end
-
-
-class ChunkedAttention(torch.autograd.Function):
-    """Attention of three forms of the queries, each to its own keys, under one softmax: memory linear in length.
-
-    The parts are computed by flash attention and merged by their log-sum-exps. Going back, the kernel is given the
-    merged result and log-sum-exp: the weights that it computes again are then those under the whole softmax.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        """intra, successive, inter [B, H, T, D], k, v [B, G, S, D], the size of a chunk, the position of key 0."""
-        *queries, k, v, chunk, origin = given
-        length = queries[0].shape[2]
-        out = torch.empty_like(queries[0], memory_format=torch.contiguous_format)
-        total = torch.empty(out.shape[:3], dtype=torch.float32, device=out.device)
-        for rows, parts in blocks(length, k.shape[2], chunk, origin):
-            found = [
-                _flash(queries[kind][:, :, rows], k[:, :, keys], v[:, :, keys], causal) for kind, keys, causal in parts
-            ]
-            sums = torch.logsumexp(torch.stack([weight for _, weight in found]), dim=0)
-            merged = sum(part * (weight - sums).exp()[..., None] for part, weight in found)
-            out[:, :, rows], total[:, :, rows] = merged, sums
-        ctx.save_for_backward(*queries, k, v, out, total)
-        ctx.chunk, ctx.origin = chunk, origin
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *queries, k, v, out, total = ctx.saved_tensors
-        (gradient,) = gradients
-        # In float32: a key gets its gradient in many parts.
-        turned = [torch.zeros_like(q, dtype=torch.float32) for q in queries]
-        to_k, to_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for rows, parts in blocks(out.shape[2], k.shape[2], ctx.chunk, ctx.origin):
-            whole = gradient[:, :, rows], out[:, :, rows], total[:, :, rows].contiguous()
-            for kind, keys, causal in parts:
-                found = _flash_back(*whole, queries[kind][:, :, rows], k[:, :, keys], v[:, :, keys], causal)
-                turned[kind][:, :, rows] += found[0]
-                to_k[:, :, keys] += found[1]
-                to_v[:, :, keys] += found[2]
-        return (*(x.to(k.dtype) for x in (*turned, to_k, to_v)), None, None)
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Flash attention and the log-sum-exp of each query's scores [B, H, T] in float32."""
-    if q.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
-    return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
-
-
-def _flash_back(
-    gradient: Tensor, out: Tensor, total: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, where `out` and `total` may be those of a softmax over more keys than these."""
-    if q.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(gradient, q, k, v, out, total, 0.0, causal)
-    none = torch.empty(0, dtype=torch.int64, device=q.device)
-    return aten._scaled_dot_product_flash_attention_backward(
-        gradient, q, k, v, out, total, None, None, q.shape[2], k.shape[2], 0.0, causal, none, none
-    )

@@ -164,6 +164,8 @@ class Progress:
         if row["evaluation_loss"] is not None:
             self.evaluation = f"  held-out {row['evaluation_loss']:.3f}"
         what = f"loss {row['loss']:.3f}{self.evaluation}  {rate:,.0f} tokens/s"
+        if row.get("mfu"):
+            what += f"  MFU {row['mfu']:.0%}"
         if self.bar is not None:
             self.bar.set_postfix_str(what, refresh=False)
             self.bar.update()

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from factory.engine.errors import FactoryError
@@ -26,6 +25,7 @@ from model.checkpoint import load_hf, save_hf
 from model.config import OptimizerConfig, TrainRecipe
 from model.curriculum import Stage, stages
 from model.data import IGNORE, Span, TokenDataset, allot, read
+from model.flops import utilisation
 from model.moe import Routing, balance_loss, expert_load
 from model.parallel import World, accumulate, build, clip, cores, stop_signals
 from model.state import States
@@ -48,6 +48,7 @@ METRICS = pa.schema(
         ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
         ("data_seconds", pa.float64()),  # of these, waiting for the data
+        ("mfu", pa.float64()),  # the share of the GPUs' peak, model/flops.py; null on CPU
         *((name, pa.float64()) for name in EXPERT_METRICS),
     ]
 )
@@ -127,9 +128,7 @@ def loss_of(
     context = model.model.context
     if context is not None:
         given, targets = context.part(given), context.part(targets)
-    logits = model(given, documents=documents, routings=routings)
-    targets = targets.flatten()
-    total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum")
+    total = model(given, documents=documents, routings=routings, targets=targets)
     # A batch may hold no target at all: a shard's last sequence can be one token long.
     return total if reduction == "sum" else total / (targets != IGNORE).sum().clamp(min=1)
 
@@ -168,7 +167,10 @@ def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str,
     flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     keys = {f"key of {name}": one.key for name, one in data.items()}
     curriculum = {f"stage {one.name}": dataclasses.asdict(one) for one in recipe.stages}
-    return {key: value for key, value in flat.items() if key not in FREE} | keys | curriculum
+    free = set(FREE)
+    if recipe.model.num_experts:  # the load-balancing loss is over what is computed at a time
+        free.remove("train.micro_batch_size")
+    return {key: value for key, value in flat.items() if key not in free} | keys | curriculum
 
 
 class Pretraining:
@@ -363,8 +365,19 @@ class Pretraining:
             "gradient_norm": norm,
             "seconds": time.perf_counter() - begin,
             "data_seconds": read - begin,
+            "mfu": self._mfu(parts, time.perf_counter() - begin),
             **dict(zip(EXPERT_METRICS, experts or [None] * len(EXPERT_METRICS), strict=True)),
         }
+
+    def _mfu(self, parts: list[np.ndarray], seconds: float) -> float | None:
+        if self.world.device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(self.world.device)
+        rates = (
+            utilisation(self.stage.model, part.shape[-1], int((part != IGNORE).sum()) / seconds, name, self.world.size)
+            for part in parts
+        )
+        return sum(rates)
 
     def _back(self, parts: np.ndarray, targets: int, last: bool) -> list[float]:
         """Add the gradients of this rank's part of a portion, after the `last` those of all ranks; its part of the loss

@@ -114,7 +114,28 @@ def turns(positions: Tensor, frequency: Tensor, factor: float = 1.0) -> tuple[Te
     return angles.cos() * factor, angles.sin() * factor
 
 
+class _Rotate(torch.autograd.Function):
+    """Three passes, nothing to keep; the way back is the rotation by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotated(x, cosine, sine)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, sine = ctx.saved_tensors
+        return _rotated(dy, cosine, -sine), None, None
+
+
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    y, half = x * cosine, x.shape[-1] // 2
+    y[..., :half].addcmul_(x[..., half:], sine[..., :half], value=-1)
+    y[..., half:].addcmul_(x[..., :half], sine[..., half:])
+    return y
+
+
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate [B, heads, T, D]; the pair of dimension i is i + D/2 (the layout of Hugging Face's weights)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * turn[0].to(x.dtype) + torch.cat([-second, first], dim=-1) * turn[1].to(x.dtype)
+    return _Rotate.apply(x, turn[0].to(x.dtype), turn[1].to(x.dtype))

@@ -6,7 +6,7 @@ Shapes in comments: B sequences, T tokens, C hidden size, H query heads, G key/v
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.attention import Documents, Plan, plan
 from model.config import ModelConfig
+from model.loss import cross_entropy
 from model.moe import MLP, Experts, MoE, Router, Routing
 
 if TYPE_CHECKING:
@@ -45,6 +46,28 @@ class Cache:
         return self.keys[layer, :rows, :, :end], self.values[layer, :rows, :, :end]
 
 
+class _RMSNorm(torch.autograd.Function):
+    """For float32 on CPU, where torch has no kernel of its own: a third of the time of its single operations, and of
+    all that they would keep for the gradients only the scale of each token stays."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return torch.mul(x, scale).mul_(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        normed = x * scale
+        products = dy * normed
+        mean = (products @ weight)[..., None] / x.shape[-1]
+        dweight = products.flatten(0, -2).sum(0)
+        return torch.mul(dy, weight, out=products).sub_(normed.mul_(mean)).mul_(scale), dweight, None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, computed in float32 (arXiv 1910.07467)."""
 
@@ -54,6 +77,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+            return _RMSNorm.apply(x, self.weight, self.eps)
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
@@ -138,7 +163,10 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids [B, T] to logits [B, T, vocab]. A list given as `routings` gets what each layer's router decided."""
+    """Token ids [B, T] to logits [B, T, vocab], or given `targets` [B, T] to the sum of their losses (model/loss.py).
+
+    A list given as `routings` gets what each layer's router decided.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -154,8 +182,12 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         documents: Documents | None = None,
         routings: list[Routing] | None = None,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        return self.lm_head(self.model(ids, cache, documents, routings))
+        x = self.model(ids, cache, documents, routings)
+        if targets is not None:
+            return cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        return self.lm_head(x)
 
     def configure(self, config: ModelConfig) -> None:
         """Take over another reading of positions: rope_theta, rope_scaling, dual_chunk_attention_config."""

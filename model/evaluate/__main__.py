@@ -1,6 +1,6 @@
 """`python -m model.evaluate CHECKPOINT TASK... [out=FOLDER] [key=value ...]`: asks, scores, and leaves a folder.
 
-    results.parquet    a row for each answer, for DuckDB
+    results.parquet    a row for each answer (the likeliest tokens), for DuckDB; an earlier one there is replaced
     *.png              scores by length and depth
     evaluation.json    what was asked of what, as resolved, and the tasks that are finished
 

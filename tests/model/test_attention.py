@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from factory.engine.errors import FactoryError
-from model.attention import Documents, DualChunk, blocks, plan, separated
+from model import attention
+from model.attention import Documents, DualChunk, full_attention, plan, separated
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
 from model.data import TokenDataset
+from model.flash import blocks
 from model.pretrain import Pretraining, Separator, evaluate, loss_of
 from model.recipe import load_recipe
 from model.rope import RopeScaling, frequencies, rotate, turns
@@ -192,13 +194,14 @@ def test_generation_with_a_cache_is_as_in_one_pass(original: int, tmp_path: Path
 
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
+from factory.engine.receipt import peak_memory
 from tests.model.test_attention import configured, drawn, run
 torch.set_num_threads(1)
 config = configured(768, 256, hidden_size=64)
 leaves = [x[:1].requires_grad_() for x in drawn(config, int(sys.argv[1]), int(sys.argv[1]))]
 run(config, *leaves).sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory())
 """
 
 
@@ -208,7 +211,7 @@ def test_memory_is_linear_in_length() -> None:
     for length in (1024, 4096, 16384):
         command = [sys.executable, "-c", MEASURE, str(length)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-        peak[length] = int(done.stdout) / 1024
+        peak[length] = int(done.stdout) / 2**20
     small, large = peak[4096] - peak[1024], peak[16384] - peak[1024]
     assert large < 400 and large < 8 * max(small, 40), peak  # 5 times, were there nothing else
 
@@ -246,6 +249,47 @@ def test_documents_whose_positions_run_on_keep_their_part_of_the_matrix(s: int, 
         part = (slice(row, row + 1), slice(None), slice(a, b))
         expected = dense(config, q[part], k[part], v[part], matrix(40, s, w)[a:b, a:b])
         assert (found[part] - expected).abs().max() < 2e-5
+
+
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(128, 300), groups=st.integers(1, 3), each=st.integers(1, 3), seed=st.integers(0, 9))
+def test_training_on_cpu_attends_as_torch_does(length: int, groups: int, each: int, seed: int) -> None:
+    """Values and gradients, in blocks of queries; queries lie in memory as the projection leaves them."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(2, length, heads, 8, generator=generator).transpose(1, 2).requires_grad_()
+        for heads in (groups * each, groups, groups)
+    )
+    found = full_attention(q, k, v)
+    repeated = (x.repeat_interleave(each, dim=1) for x in (k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, *repeated, is_causal=True)
+    assert type(found.grad_fn).__name__ == "BlockedAttentionBackward"
+    assert (found - expected).abs().max() < 1e-5
+    direction = torch.randn(expected.shape, generator=generator)
+    gradients = [torch.autograd.grad(result, (q, k, v), direction) for result in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max().clamp(min=1)
+
+
+def test_flex_attention_is_the_loop_over_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What GPUs run, here as torch's plain reference of it: values and gradients."""
+    # torch refuses gradients on CPU, where it has no kernel; its reference knows them.
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *tensors: None)
+    config = ModelConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+    documents = some_documents()
+    mask = documents.mask()
+    inputs = [torch.randn(3, heads, 50, 8).requires_grad_() for heads in (4, 2, 2)]
+    loop = plan(config, 50, 0, documents, torch.device("cpu"))
+    flex = plan(config, 50, 0, documents, torch.device("cpu"))
+    flex.mask = mask  # type: ignore[attr-defined]
+    monkeypatch.setattr(attention, "_compiled", lambda function: function)
+    results = [attend(inputs[0], attend.keys(inputs[1]), inputs[2]) for attend in (loop, flex)]
+    assert "spans" not in vars(flex) and len(loop.spans) > 12
+    assert (results[0] - results[1]).abs().max() < 1e-5
+    direction = torch.randn(3, 4, 50, 8)
+    gradients = [torch.autograd.grad(result, inputs, direction) for result in results]
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).abs().max() < 1e-5
 
 
 def test_gradients_with_documents_are_those_of_each_alone() -> None:

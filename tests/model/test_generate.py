@@ -277,7 +277,8 @@ def test_batches_hold_what_they_may(tokenizer: Tokenizer) -> None:
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
+from factory.engine.receipt import peak_memory
 from model.config import ModelConfig
 from model.sample import log_probabilities
 from model.transformer import Transformer
@@ -286,7 +287,7 @@ model = Transformer(ModelConfig(vocab_size=5000, hidden_size=16, intermediate_si
     num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=1 << 20))
 model.initialise(0)
 log_probabilities(model, [[1] * int(sys.argv[1])], [1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory() / 2**20)
 """
 
 

@@ -272,3 +272,15 @@ def test_curve_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_decay_that_begins_in_the_warm_up_is_refused(recipe: Path) -> None:
     with pytest.raises(FactoryError, match=r"more than the 40 steps"):
         load_recipe(recipe, ["data=x", "schedule=wsd", "warmup_steps=30", "decay_share=0.5"])
+
+
+def test_metrics_for_tensorboard(recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    assert train.main([str(recipe), f"data={dataset}", "steps=12", f"out={out}", "train.tensorboard=true"]) == 0
+    events = accumulator.EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    rows = pq.read_table(out / "metrics.parquet").to_pylist()
+    told = {event.step: event.value for event in events.Scalars("loss")}
+    assert told == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-5)
+    assert [event.step for event in events.Scalars("evaluation_loss")] == [12]
