@@ -263,6 +263,8 @@ def configuration(folder: str | Path) -> dict[str, Any]:
         raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form") from None
     except ValueError as error:
         raise FactoryError(f"{folder}/config.json: not valid JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise FactoryError(f"{folder}/config.json: not a JSON object: give a checkpoint folder in Hugging Face's form")
     kind = given.get("model_type")
     if kind not in ARCHITECTURES:
         raise FactoryError(f"{folder}: model_type {kind!r}: only {', '.join(ARCHITECTURES)} can be read")
@@ -300,6 +302,6 @@ def configuration(folder: str | Path) -> dict[str, Any]:
 
 def read_config(folder: str | Path) -> ModelConfig:
     """The configuration of a checkpoint, checked."""
-    config = ModelConfig(**configuration(folder))
+    config: ModelConfig = section("model", ModelConfig, configuration(folder), f"{folder}/config.json")
     config.check()
     return config

@@ -24,6 +24,7 @@ from model.transformer import Transformer
 
 BATCH_TOKENS = 1 << 16  # of cache: 0.8 GB for Qwen2.5-0.5B in bfloat16, 3.8 GB for 7B
 UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
+POSITIONS = ("max_position_embeddings", "rope_theta", "rope_scaling", "dual_chunk_attention_config")
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,18 @@ class Generator:
     def load(cls, folder: str | Path, batch_tokens: int = BATCH_TOKENS, **changes: Any) -> Generator:
         """The checkpoint in a folder, with its tokenizer and end ids, on the GPU where there is one.
 
-        `changes` are fields of ModelConfig that decide how positions are read, such as `rope_scaling`.
+        `changes` are fields of ModelConfig that decide how positions are read (POSITIONS). FactoryError for others: the
+        weights decide them.
         """
         folder = Path(folder)
+        for key in changes:
+            if key not in POSITIONS:
+                raise FactoryError(
+                    f"model.{key}: the checkpoint decides it; what can be changed: {', '.join(POSITIONS)}"
+                )
         model = load_hf(folder)
         if changes:
-            scaling = changes.get("rope_scaling")
+            scaling = changes.get("rope_scaling", model.config.rope_scaling)
             if scaling is not None and not scaling.original_max_position_embeddings:
                 length = model.config.max_position_embeddings  # the checkpoint's, before any change
                 changes["rope_scaling"] = dataclasses.replace(scaling, original_max_position_embeddings=length)
@@ -94,6 +101,7 @@ class Generator:
         ids = [self.encode(prompt) for prompt in prompts]
         for number, one in enumerate(ids):
             self._fits(number, len(one), sampling.tokens)
+            self._known(number, one)
         seen: Counter[tuple[int, ...]] = Counter()
         repeated = []
         for one in ids:
@@ -117,6 +125,14 @@ class Generator:
                 "(max_position_embeddings)"
             )
 
+    def _known(self, number: int, ids: list[int]) -> None:
+        size = self.model.config.vocab_size
+        if min(ids) < 0 or max(ids) >= size:
+            wrong = next(one for one in ids if not 0 <= one < size)
+            raise FactoryError(
+                f"prompt {number}: the model has {size:,} tokens, none with the id {wrong}: give its own tokenizer"
+            )
+
     def _completion(self, row: Row, stops: Stops) -> Completion:
         if row.reason == "stop":
             return Completion(stops.text[: stops.at], row.ids, row.reason)
@@ -130,19 +146,20 @@ class Generator:
         nats, and whether each of them is the likeliest.
 
         A pair are two texts or two lists of ids. Of texts the continuation's tokens are those of both together behind
-        those of the prompt alone.
+        those of the prompt alone; where the two would share a token, those of the continuation alone.
         """
         pairs = []
         for number, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
             ids = self.encode(prompt)
             if isinstance(continuation, str):
-                whole = (
-                    self.encode(prompt + continuation) if isinstance(prompt, str) else ids + self.encode(continuation)
-                )
+                whole = self.encode(prompt + continuation) if isinstance(prompt, str) else []
+                if whole[: len(ids)] != ids:
+                    whole = ids + list(self.tokenizer.encode(continuation, add_special_tokens=False).ids)
             else:
                 whole = ids + list(continuation)
-            self._fits(number, len(ids), max(0, len(whole) - len(ids)))
-            pairs.append((min(len(ids), len(whole)), whole))  # tokens of both together may be fewer
+            self._fits(number, len(ids), len(whole) - len(ids))
+            self._known(number, whole)
+            pairs.append((len(ids), whole))
         out: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         for batch in batches([len(whole) for _, whole in pairs], Sampling(tokens=1), self.batch_tokens, 1):
             chosen = [pairs[number] for number, _ in batch]
@@ -161,6 +178,9 @@ class Stops:
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self.tokenizer, self.stop = tokenizer, stop
         self.longest = max(map(len, stop), default=0)
+        ids = (tokenizer.token_to_id(one) for one in stop)
+        # What is decoded leaves special tokens out: these are known by their ids.
+        self.special = {known for known in ids if known is not None and not tokenizer.decode([known])}
         self.text, self.at = "", -1  # the text so far, and where the stop string begins in it
         self.tail: list[int] = []  # ids whose text is not whole yet, behind the last one whose is
         self.before = ""  # the text of that last one alone: some decoders drop a space at the beginning
@@ -168,6 +188,10 @@ class Stops:
     def __call__(self, token: int) -> bool:
         if not self.stop:
             return False
+        if token in self.special:
+            self.text += self.tokenizer.decode(self.tail)[len(self.before) :]
+            self.at = len(self.text)
+            return True
         self.tail.append(token)
         new = self.tokenizer.decode(self.tail)[len(self.before) :]
         text = self.text + new
@@ -183,14 +207,23 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FactoryError(f"{path} is missing: the folder of a checkpoint with its tokenizer is needed")
-    return Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more special
+        raise FactoryError(f"{path}: not a tokenizer that can be read: {error}") from error
+    tokenizer.no_truncation()  # some are stored with that of their training: transformers leaves it out as well
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def end_ids(folder: Path) -> list[int]:
     """The ids that end a text: eos_token_id of generation_config.json, else of config.json."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        try:
+            found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        except (ValueError, AttributeError) as error:
+            raise FactoryError(f"{path}: not a JSON object: {error}") from error
         if found is not None:
             return list(found) if isinstance(found, list) else [int(found)]
     return []
@@ -215,7 +248,7 @@ def sample_text(model: Transformer, folder: Path, prompt: str, sampling: Samplin
 def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, each with a `prompt`; of any other file, its lines."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")  # splitlines would also cut at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise FactoryError(f"{path}: cannot read the prompts: {error}") from error
     if path.suffix not in (".jsonl", ".json"):

@@ -2,10 +2,12 @@
 
     results.parquet    a row for each answer (the likeliest tokens), for DuckDB; an earlier one there is replaced
     *.png              scores by length and depth
-    evaluation.json    what was asked of what, as resolved
+    evaluation.json    what was asked of what, as resolved, and the tasks that are finished
 
-Keys: `out`, `name` (of the model in the results), `batch_tokens` (of key/value cache), `questions` (of each task at
-most); `model.KEY` changes how the checkpoint reads positions, such as
+A run that is killed leaves the answers up to a minute before.
+
+Keys: `out`, `name` (of the model in the results), `batch_tokens` (of key/value cache), `questions` (at most, of
+each task that asks questions); `model.KEY` changes how the checkpoint reads positions, such as
 `model.rope_scaling='{rope_type = "yarn", factor = 4.0}'` with `model.max_position_embeddings=131072`; `TASK.KEY` is an
 option of a task, and `KEY` alone of all tasks that have it.
 """
@@ -19,7 +21,7 @@ import os
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +39,42 @@ from model.sample import Sampling
 
 USAGE = "usage: python -m model.evaluate CHECKPOINT TASK... [out=FOLDER] [key=value ...]"
 RUN = {"out": "", "name": "", "batch_tokens": BATCH_TOKENS, "questions": 0}
+GROUP = 1 << 23  # characters of the prompts that are held in memory at once: a few hundred MB
+SAVE_EVERY = 60.0  # seconds
 
 
 def ask(generator: Generator, task: Task, name: str, limit: int = 0) -> Iterator[dict[str, Any]]:
     """The rows of results of a task, as its answers come; a bar shows how far it is."""
-    questions = list(itertools.islice(task.questions(generator.tokenizer), limit or None))
-    with tqdm(total=len(questions), unit="question", disable=None, leave=False) as bar:
-        for tokens in sorted({question.tokens for question in questions}):
-            part = [question for question in questions if question.tokens == tokens]
-            begin = time.perf_counter()
-            prompts = [generator.encode(question.prompt) for question in part]
-            for batch in generator.batches(prompts, Sampling(tokens=tokens, temperature=0)):
-                seconds = (time.perf_counter() - begin) / len(batch)
-                for number, _, completion in batch:
-                    row = _row(name, part[number], len(prompts[number]), completion.text, seconds)
-                    yield row | {"score": task.score(completion.text, part[number])}
-                bar.update(len(batch))
+    questions = itertools.islice(task.questions(generator.tokenizer), limit or None)
+    with tqdm(unit="question", disable=None, leave=False) as bar:
+        for group, last in groups(questions):
+            if last:
+                bar.total = bar.n + len(group)
+            for tokens in sorted({question.tokens for question in group}):
+                part = [question for question in group if question.tokens == tokens]
+                prompts = [generator.encode(question.prompt) for question in part]
                 begin = time.perf_counter()
+                for batch in generator.batches(prompts, Sampling(tokens=tokens, temperature=0)):
+                    seconds = (time.perf_counter() - begin) / len(batch)
+                    for number, _, completion in batch:
+                        row = _row(name, part[number], len(prompts[number]), completion.text, seconds)
+                        yield row | {"score": task.score(completion.text, part[number])}
+                    bar.update(len(batch))
+                    begin = time.perf_counter()
+
+
+def groups(questions: Iterable[Question]) -> Iterator[tuple[list[Question], bool]]:
+    """The questions in parts of at most GROUP characters (or one), and whether it is the last: memory stays bounded."""
+    held: list[Question] = []
+    size = 0
+    for question in questions:
+        if held and size + len(question.prompt) > GROUP:
+            yield held, False
+            held, size = [], 0
+        held.append(question)
+        size += len(question.prompt)
+    if held:
+        yield held, True
 
 
 def _row(name: str, question: Question, tokens: int, answer: str, seconds: float) -> dict[str, Any]:
@@ -65,30 +86,44 @@ def _row(name: str, question: Question, tokens: int, answer: str, seconds: float
 def evaluate(checkpoint: Path, tasks: dict[str, dict[str, Any]], changes: dict[str, Any], run: dict[str, Any]) -> Path:
     """Run tasks (their options by name) on a checkpoint and return the folder. Prints what it finds."""
     made = {name: build(name, options) for name, options in tasks.items()}
-    name = run["name"] or (checkpoint.parents[1] if checkpoint.name == "hf" else checkpoint).resolve().name
+    whole = checkpoint.absolute()
+    name = run["name"] or (whole.parents[1] if whole.name == "hf" else whole).resolve().name
     out = Path(run["out"] or Path(os.environ.get("FACTORY_RUNS", "runs")) / "evaluate" / name)
     generator = Generator.load(checkpoint, run["batch_tokens"], **_changed(changes))
     make_folder(str(out))
-    resolved = {
+    resolved: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "name": name,
         "model": dataclasses.asdict(generator.model.config),
         "tasks": {one: dataclasses.asdict(task) for one, task in made.items()},
         "versions": {"torch": torch.__version__},
+        "finished": [],
     }
-    write_atomic(str(out / "evaluation.json"), json.dumps(resolved, indent=2) + "\n")
     rows: list[dict[str, Any]] = []
+
+    def save() -> None:
+        """Both together: the results of an earlier run in this folder stay whole until there are new ones."""
+        write_atomic(str(out / "evaluation.json"), json.dumps(resolved, indent=2) + "\n")
+        if rows:
+            results.write(rows, out / "results.parquet")
+
     for one, task in made.items():
+        first, saved = len(rows), time.monotonic()
         if hasattr(task, "measure"):
             print(f"{one}:\n{task.measure(generator, name, out)}\n", flush=True)
-            continue
-        found = list(ask(generator, task, name, run["questions"]))
-        if not found:
-            raise FactoryError(f"{one}: no questions")
-        rows += found
-        results.write(rows, out / "results.parquet")  # of the tasks so far: a later one may fail
-        results.heatmaps(found, out)
-        print(f"{results.summary(found)}\n", flush=True)
+        else:
+            for row in ask(generator, task, name, run["questions"]):
+                rows.append(row)
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+            if len(rows) == first:
+                raise FactoryError(f"{one}: no questions")
+        resolved["finished"].append(one)
+        save()
+        if rows[first:]:
+            results.heatmaps(rows[first:], out)
+            print(f"{results.summary(rows[first:])}\n", flush=True)
     print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return out
 
@@ -123,6 +158,8 @@ def parse(words: list[str]) -> tuple[Path, dict[str, dict[str, Any]], dict[str, 
             run[name] = text if isinstance(RUN[name], str) else _value(text)
             if type(run[name]) is not type(RUN[name]):
                 raise FactoryError(f"{word!r}: {name} must be a whole number")
+            if run["questions"] < 0:  # type: ignore[operator]
+                raise FactoryError(f"{word!r}: must not be negative; 0 asks all")
         elif not owner and places:
             for task in places:
                 options[task][name] = _value(text)

@@ -252,7 +252,8 @@ def adapter(generator: Generator) -> LM:
                     top_p=float(asked.get("top_p", 1.0)),
                     stop=tuple(stop for stop in asked["until"] if stop),
                 )
-                prompts = [self.tok_encode(requests[number].args[0])[tokens - positions :] for number in numbers]
+                texts = (requests[number].args[0] for number in numbers)
+                prompts = [(self.tok_encode(text) or [self.prefix_token_id])[tokens - positions :] for text in texts]
                 for number, (found,) in zip(numbers, generator.complete(prompts, sampling), strict=True):
                     out[number] = found.text
             return out

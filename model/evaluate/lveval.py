@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from factory.engine.errors import FactoryError
+from factory.engine.errors import FactoryError, nearest
 from model.evaluate import metrics
 from model.evaluate.files import cut_middle, fill, rows, templates
 from model.evaluate.task import Question
@@ -89,7 +89,8 @@ class LVEval:
         found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         for dataset in self.datasets:
             if dataset not in PROMPTS:
-                raise FactoryError(f"lveval.datasets: no {dataset!r}; datasets: {', '.join(PROMPTS)}")
+                known = f"{nearest(dataset, PROMPTS)}; datasets: {', '.join(PROMPTS)}"
+                raise FactoryError(f"lveval.datasets: no {dataset!r}{known}")
         chosen = []
         for file in found:
             name = NAME.fullmatch(file.stem)

@@ -39,7 +39,7 @@ class Needle:
         if not all(0 <= depth <= 1 for depth in self.depths):
             raise FactoryError(f"needle.depths = {self.depths}: must lie between 0 and 1")
         filler = Filler(tokenizer, self.files, np.random.default_rng([self.seed, 0]))
-        cells = itertools.product(self.lengths, self.depths, range(self.samples))
+        cells = itertools.product(dict.fromkeys(self.lengths), dict.fromkeys(self.depths), range(self.samples))
         for number, (length, depth, sample) in enumerate(cells, 1):
             random = np.random.default_rng([self.seed, number])
             city, code = str(random.choice(CITIES)), str(random.integers(10**6, 10**7))
@@ -52,7 +52,7 @@ class Needle:
 
             yield Question(
                 task="needle",
-                id=f"{length}-{depth:.2f}-{sample}",
+                id=f"{length}-{depth:g}-{sample}",
                 prompt=fit(tokenizer, room, build, filler, filler.start(random, room)),
                 answers=(code,),
                 tokens=self.tokens,

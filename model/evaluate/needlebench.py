@@ -85,7 +85,7 @@ class NeedleBench:
                 if task == "ancestors":
                     yield from self._ancestors(language)
                     continue
-                for length, repeat in itertools.product(self.lengths, range(self.repeats)):
+                for length, repeat in itertools.product(dict.fromkeys(self.lengths), range(self.repeats)):
                     for subtask, depth, needles, question, answers in self._asked(task, language, repeat):
                         tokens = self.tokens or TOKENS[task]
                         where = f"{subtask} of {length} tokens"

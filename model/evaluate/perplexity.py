@@ -59,6 +59,10 @@ class Perplexity:
             raise FactoryError(
                 f"perplexity.length = {length}: must lie between 2 and the model's max_position_embeddings = {longest}"
             )
+        if self.sequences < 1 or self.buckets < 1:
+            raise FactoryError(
+                f"perplexity.sequences = {self.sequences}, buckets = {self.buckets}: each must be at least 1"
+            )
         losses = self.losses(generator, length)
         rows = []
         edges = np.unique(np.linspace(1, length, self.buckets + 1).astype(int)).tolist()

@@ -77,24 +77,36 @@ def heatmaps(rows: Iterable[dict[str, Any]], folder: Path) -> list[Path]:
             groups.setdefault((row["model"], row["task"], row["subtask"]), []).append(row)
     paths = []
     for (model, task, subtask), found in groups.items():
-        lengths = sorted({row["length"] for row in found})
-        depths = sorted({row["depth"] for row in found})
-        if len(depths) > DEPTHS:  # depths that are not on a grid: equal parts
-            depths = ((np.arange(DEPTHS) + 0.5) / DEPTHS).tolist()
-        if len(lengths) == len(depths) == 1:
+        lengths, depths, values = cells(found)
+        if values.size == 1:
             continue
-        sums = np.zeros((2, len(depths), len(lengths)))
-        for row in found:
-            place = int(np.abs(np.array(depths) - row["depth"]).argmin())
-            sums[:, place, lengths.index(row["length"])] += row["score"], 1
-        with np.errstate(invalid="ignore"):
-            values = sums[0] / sums[1]
         path = folder / f"{'-'.join(part for part in (task, subtask) if part).replace(' ', '-')}.png"
         title = f"{task} {subtask}".strip()
         columns = [f"{length:,}" if length else "-" for length in lengths]
         heatmap(path, {f"{title}, {model}": values}, columns, [f"{depth:.0%}" for depth in depths], "depth")
         paths.append(path)
     return paths
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float], np.ndarray]:
+    """Lengths, depths and the mean scores [depths, lengths], nan where there is none.
+
+    Depths that differ from length to length, as those of key-value pairs do, or are many go to the nearest of equal
+    steps from 0 to 1: such rows side by side would be half empty.
+    """
+    at: dict[int, set[float]] = {}
+    for row in rows:
+        at.setdefault(row["length"], set()).add(row["depth"])
+    lengths, depths = sorted(at), sorted(set().union(*at.values()))
+    most = max(map(len, at.values()))
+    if len(depths) > min(DEPTHS, most):
+        depths = np.linspace(0, 1, min(DEPTHS, max(3, most))).tolist()
+    sums = np.zeros((2, len(depths), len(lengths)))
+    for row in rows:
+        place = int(np.abs(np.array(depths) - row["depth"]).argmin())
+        sums[:, place, lengths.index(row["length"])] += row["score"], 1
+    with np.errstate(invalid="ignore"):
+        return lengths, depths, sums[0] / sums[1]
 
 
 def heatmap(

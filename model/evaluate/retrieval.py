@@ -26,7 +26,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """The answer is right where it contains the value, in any case of its letters (best_subspan_em there).
+    """The answer is right where it contains the value, in any case of its letters (the accuracy there).
 
     The questions are those of files in the benchmark's form (JSON lines with `ordered_kv_records`, `key` and `value`;
     .gz too), or drawn anew: objects of so many `keys`, or as many as a length in tokens holds, where the rest, less
@@ -50,7 +50,7 @@ class Retrieval:
         if self.files:
             return
         filler = Filler(tokenizer, (), np.random.default_rng([self.seed, 0]))
-        for size, sample in itertools.product(self.keys or self.lengths, range(self.samples)):
+        for size, sample in itertools.product(dict.fromkeys(self.keys or self.lengths), range(self.samples)):
             random = np.random.default_rng([self.seed, size, sample])
             if self.keys:
                 drawn = draw(random, size)

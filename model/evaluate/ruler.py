@@ -87,14 +87,14 @@ class Ruler:
         noise = Filler(tokenizer, (), np.random.default_rng([self.seed, 0]))
         text = Filler(tokenizer, self.files, np.random.default_rng([self.seed, 1]))
         passages = {"qa_1": self.questions_1, "qa_2": self.questions_2}
-        for name in self.subtasks or [one for one in SUBTASKS if passages.get(one, "yes")]:
+        for name in dict.fromkeys(self.subtasks) or [one for one in SUBTASKS if passages.get(one, "yes")]:
             rows = None
             if name in passages:
                 if not passages[name]:
                     raise FactoryError(f"ruler.{name}: give its file as ruler.questions_{name[-1]}=FILE")
                 rows = read_questions(Path(passages[name]))
             tokens = NEW_TOKENS.get(name, 128)
-            for length in self.lengths:
+            for length in dict.fromkeys(self.lengths):
                 for sample in range(self.samples):
                     random = np.random.default_rng([self.seed, SUBTASKS.index(name), length, sample])
                     room = length - tokens
@@ -162,7 +162,7 @@ def needles(
         )
 
     if hay == "needles":
-        given = pairs(room // 4)
+        given = pairs(max(2, room // 4))
         lines = [_needle(name, one) for name, (one,) in given.items()]
         names = list(given)
         longest = max(names, key=len)
@@ -285,7 +285,7 @@ def read_questions(path: Path) -> list[Row]:
         text = path.read_text("utf-8")
         rows: list[Row] = []
         if path.suffix == ".jsonl":
-            for line in filter(str.strip, text.splitlines()):
+            for line in filter(str.strip, text.split("\n")):  # U+2028 is no end of a line in JSON lines
                 row = json.loads(line)
                 rows.append((row["question"], tuple(row["answers"]), tuple(row["passages"])))
             return rows

@@ -10,6 +10,7 @@ say: a file of harmless prompts shows how often the model refuses what it should
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -81,6 +82,8 @@ def teacher(url: str, model: str, timeout: float = 60.0, attempts: int = 4) -> C
     The key is OPENAI_API_KEY of the environment, where it is set. A server that is busy or fails is asked again, after
     1, 2, 4 … seconds. Raises Unclear where the reply is neither yes nor no, FactoryError where there is none.
     """
+    if not url.startswith(("http://", "https://")):
+        raise FactoryError(f"safety.teacher = {url!r}: give a URL such as http://localhost:8000/v1")
     address = url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
@@ -112,8 +115,8 @@ def _post(address: str, headers: dict[str, str], body: bytes, timeout: float, at
             failure, again = f"{error.code} {error.reason}", error.code in (408, 429) or error.code >= 500
         except ValueError as error:
             failure, again = f"not JSON: {error}", False
-        except OSError as error:  # no connection, or none in time
-            failure, again = str(error), True
+        except (OSError, http.client.HTTPException) as error:  # no connection, none in time, or a reply that broke off
+            failure, again = str(error) or type(error).__name__, True
         if not again:
             break
         if attempt + 1 < attempts:
@@ -179,6 +182,7 @@ class Safety:
             raise FactoryError("safety.template has no {prompt}")
         if self.teacher and not self.teacher_model:
             raise FactoryError("safety.teacher is given without safety.teacher_model: name the model to ask")
+        judge = teacher(self.teacher, self.teacher_model) if self.teacher else None
         asked = self.read()
         texts = [self.template.replace("{prompt}", row["prompt"]) for row in asked]
         sampling = Sampling(tokens=self.tokens, temperature=0.0, stop=self.stop)
@@ -188,8 +192,8 @@ class Safety:
             for row, (one,) in zip(asked, found, strict=True)
         ]
         _write(judged, out)  # the answers are kept whatever happens to the teacher
-        if self.teacher:
-            judged = self.ask(judged)
+        if judge is not None:
+            judged = self.ask(judged, judge)
             _write(judged, out)
         lines = [table(judged)]
         if self.teacher and (unclear := sum(row["teacher"] is None for row in judged)):
@@ -207,9 +211,8 @@ class Safety:
             raise FactoryError("safety.prompts: no prompt in the files given")
         return found
 
-    def ask(self, judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def ask(self, judged: list[dict[str, Any]], judge: Callable[[str, str], bool]) -> list[dict[str, Any]]:
         """The rows with the teacher's verdicts, None where one is unclear."""
-        judge = teacher(self.teacher, self.teacher_model)
 
         def one(row: dict[str, Any]) -> dict[str, Any]:
             try:

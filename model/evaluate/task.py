@@ -95,8 +95,11 @@ def build(name: str, options: Mapping[str, Any]) -> Any:
         if key not in known:
             raise FactoryError(f"{name}.{key}: no such option{nearest(key, known)}; options: {', '.join(known)}")
     try:
-        return TypeAdapter(class_).validate_json(json.dumps(dict(options)), strict=True)
+        made: Any = TypeAdapter(class_).validate_json(json.dumps(dict(options)), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, (name, *first["loc"])))
         raise FactoryError(f"{where}: {first['msg']}, not {first['input']!r}") from error
+    if getattr(made, "seed", 0) < 0:
+        raise FactoryError(f"{name}.seed = {made.seed}: must not be negative")
+    return made

@@ -95,7 +95,8 @@ class Filler:
 
 
 def fit(tokenizer: Tokenizer, length: int, build: Callable[[str], str], filler: Filler, start: int) -> str:
-    """`build(text)` with as much filler as makes `length` tokens of it, or one less.
+    """`build(text)` with as much filler as makes `length` tokens of it, or one less; where a character is several
+    tokens, the most that is not above.
 
     Raises FactoryError where it is longer without any.
     """
@@ -115,10 +116,15 @@ def fit(tokenizer: Tokenizer, length: int, build: Callable[[str], str], filler: 
     # What is inserted moves with the length, tokens join at edges, and a character may be several tokens: the count
     # jumps. The rest goes by characters, at the end and, where that does not help, at the beginning.
     rest = filler.piece(start, max(tried) + REST)
+    nearest, tokens = "", 0
     for first, last in itertools.product(range(REST), range(max(0, len(best) - REST), len(rest) + 1)):
         found = build(rest[first:last])
-        if length - 1 <= count(tokenizer, found) <= length:
-            return found
+        if tokens < (now := count(tokenizer, found)) <= length:
+            nearest, tokens = found, now
+        if tokens >= length - 1:
+            return nearest
+    if tokens:
+        return nearest
     raise FactoryError(f"no prompt of {length} tokens can be made with this tokenizer and filler")
 
 

@@ -21,6 +21,7 @@ from model.attention import DualChunk
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
 from model.data import TokenDataset
+from model.evaluate import __main__ as command
 from model.evaluate import results
 from model.evaluate.__main__ import ask, main, parse
 from model.evaluate.perplexity import Perplexity
@@ -166,6 +167,56 @@ def test_rows_are_those_of_a_direct_loop(checkpoint: Path) -> None:
     assert len(list(ask(generator, task, "m", limit=4))) == 4
 
 
+class Watched(Copy):
+    """How many questions are made before the first answer is there."""
+
+    made = 0
+
+    def questions(self, tokenizer: Tokenizer) -> Iterable[Question]:
+        for question in super().questions(tokenizer):
+            type(self).made += 1
+            yield question
+
+
+def test_prompts_are_made_as_they_are_asked(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator.load(checkpoint)
+    whole = [row["answer"] for row in ask(generator, Copy(), "m")]
+    monkeypatch.setattr(command, "GROUP", 400)
+    Watched.made = 0
+    rows = ask(generator, Watched(), "m")
+    first = next(rows)
+    assert Watched.made < 10
+    found = {row["id"]: row["answer"] for row in [first, *rows]}
+    assert Watched.made == 20 and sorted(found.values()) == sorted(whole)
+
+
+def test_a_run_that_breaks_off_leaves_its_answers(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [str(checkpoint), TASK, f"out={tmp_path}"]
+    assert main([*given, "samples=5"]) == 0
+    assert main([*given, "lengths=[400]"]) == 2
+
+    def left() -> tuple[list[str], int, int]:
+        resolved = json.loads((tmp_path / "evaluation.json").read_text())
+        rows = pq.read_table(tmp_path / "results.parquet").num_rows
+        return resolved["finished"], resolved["tasks"][TASK]["samples"], rows
+
+    assert left() == ([TASK], 5, 5), "nothing was asked: the earlier run stays whole"
+    monkeypatch.setattr(command, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(command, "ask", lambda *given: stopped(ask(*given), 7))
+    with pytest.raises(KeyboardInterrupt):
+        main([*given, "samples=9"])
+    assert left() == ([], 9, 7)
+
+
+def stopped(rows: Iterable[dict], count: int) -> Iterator[dict]:
+    for number, row in enumerate(rows):
+        if number == count:
+            raise KeyboardInterrupt
+        yield row
+
+
 def test_wrong_words_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         ([str(checkpoint)], "usage"),
@@ -177,6 +228,11 @@ def test_wrong_words_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pyte
         ([str(checkpoint), TASK, "batch_tokens=many"], "must be a whole number"),
         ([str(tmp_path / "nothing"), TASK], "no config.json"),
         ([str(checkpoint), "perplexity", f"out={tmp_path}"], "give either"),
+        ([str(checkpoint), "perplexity", "buckets=0", f"out={tmp_path}"], "buckets = 0: each must be at least 1"),
+        ([str(checkpoint), "perplexity", "sequences=-1", f"out={tmp_path}"], "each must be at least 1"),
+        ([str(checkpoint), TASK, "questions=-1"], "must not be negative"),
+        ([str(checkpoint), "needle", "seed=-1"], "needle.seed = -1: must not be negative"),
+        ([str(checkpoint), TASK, "model.hidden_size=32"], "the checkpoint decides it"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
@@ -185,6 +241,12 @@ def test_wrong_words_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert "needle" in capsys.readouterr().out
     _, tasks, changes, _ = parse(["c", "needle", "ruler", "seed=4", "ruler.samples=2", "model.rope_theta=1e6"])
     assert tasks == {"needle": {"seed": 4}, "ruler": {"seed": 4, "samples": 2}} and changes == {"rope_theta": 1e6}
+
+
+def test_the_folder_may_be_where_one_stands(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    assert main(["hf", TASK, "samples=1", f"out={tmp_path}"]) == 0
+    assert pq.read_table(tmp_path / "results.parquet").to_pylist()[0]["model"] == checkpoint.parents[1].name
 
 
 @pytest.mark.parametrize("changes", [{}, {"dual_chunk_attention_config": DualChunk(chunk_size=16, local_size=4)}])
@@ -255,3 +317,18 @@ def test_heat_maps(tmp_path: Path) -> None:
     width, height = struct.unpack(">II", header[16:24])
     assert header[:4] == b"\x89PNG" and width > 300 and height > 300
     assert results.heatmaps(rows[:1], tmp_path) == [], "one cell is no map"
+
+
+def test_depths_that_differ_by_length_share_rows() -> None:
+    """Of 5 places among 11 pairs and among 24."""
+    rows = [{"length": n, "depth": d / (n - 1), "score": 1.0} for n, of in PLACES.items() for d in of]
+    lengths, depths, values = results.cells(rows)
+    assert lengths == [11, 24] and depths == [0, 0.25, 0.5, 0.75, 1] and (values == 1).all()
+    exact = [{"length": n, "depth": d, "score": d} for n in (1, 2) for d in (0.1, 0.9)]
+    _, depths, values = results.cells(exact)
+    assert depths == [0.1, 0.9] and values.tolist() == [[0.1, 0.1], [0.9, 0.9]]
+    _, depths, values = results.cells(exact[:3])  # a run that broke off
+    assert depths == [0.1, 0.9] and np.isnan(values[1, 1])
+
+
+PLACES = {11: (0, 2, 5, 8, 10), 24: (0, 6, 12, 17, 23)}

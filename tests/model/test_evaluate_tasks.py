@@ -95,15 +95,33 @@ def test_every_length_is_met(length: int, seed: int, depth: float, tokenizer: To
     assert prompt.count("HERE 7.") == 1
 
 
+def test_characters_of_several_tokens_leave_a_gap(tokenizer: Tokenizer) -> None:
+    """Each of three tokens, and no other filler: two of three lengths cannot be met."""
+    filler = Filler(tokenizer, (), np.random.default_rng(0))
+    filler.text = "港口的灯塔在夜里照亮了整个海湾" * 40
+    for length in range(200, 206):
+        found = count(tokenizer, fit(tokenizer, length, lambda hay: f"Go.\n{hay}\nWhat?", filler, 0))
+        assert length - 2 <= found <= length
+
+
 def test_lengths_that_are_too_short_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(FactoryError, match="24 tokens are too few"):
         list(Needle(lengths=(40,)).questions(tokenizer))
     with pytest.raises(FactoryError, match="too few"):
         list(Ruler(lengths=(600,), subtasks=("cwe",)).questions(tokenizer))
+    with pytest.raises(FactoryError, match="too few"):
+        list(Ruler(lengths=(100,), subtasks=("niah_multikey_2",)).questions(tokenizer))
     with pytest.raises(FactoryError, match="no such file"):
         list(Needle(files=("nowhere/*.txt",)).questions(tokenizer))
     with pytest.raises(FactoryError, match="between 0 and 1"):
         list(Needle(depths=(50.0,)).questions(tokenizer))
+
+
+def test_no_two_questions_have_the_same_id(tokenizer: Tokenizer) -> None:
+    """Also where depths lie close together or a length is named twice."""
+    check(Needle(lengths=(300, 300), depths=(0.5, 0.501, 0.502, 0.5)), tokenizer)
+    check(Retrieval(keys=(4, 4, 6), positions=2), tokenizer)
+    check(Ruler(lengths=(700, 700), subtasks=("vt", "niah_single_1", "vt"), samples=2), tokenizer)
 
 
 def test_most_is_the_most(tokenizer: Tokenizer) -> None:
@@ -237,6 +255,9 @@ def test_questions_in_the_forms_of_others(tmp_path: Path) -> None:
         path = tmp_path / "q.json"
         path.write_text(json.dumps(given_))
         assert ruler.read_questions(path) == [expected]
+    lines = tmp_path / "q.jsonl"
+    lines.write_text('{"question": "a\u2028b?", "answers": ["c"], "passages": ["d"]}\n', "utf-8")
+    assert ruler.read_questions(lines) == [("a\u2028b?", ("c",), ("d",))]
     path.write_text('{"data": 3}')
     with pytest.raises(FactoryError, match=r"q\.json: not questions in a form that is known"):
         ruler.read_questions(path)

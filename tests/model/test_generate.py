@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from factory.engine.errors import FactoryError
 from model import sample
 from model.attention import DualChunk
 from model.checkpoint import save_hf
-from model.generate import Generator, Stops, end_ids, main
+from model.config import ModelConfig
+from model.generate import Generator, Stops, end_ids, main, read_prompts
 from model.rope import RopeScaling
 from model.sample import Sampling, log_probabilities, pick
+from model.transformer import Transformer
 from tests.model.conftest import SENTENCES, numbers
 from tests.model.test_moe import FORMS, build
 
@@ -112,22 +115,6 @@ def test_scores_are_those_of_one_pass(reading: str, monkeypatch: pytest.MonkeyPa
             assert total == pytest.approx(-float(torch.nn.functional.cross_entropy(logits, target, reduction="sum")))
             assert greedy == bool((logits.argmax(-1) == target).all())
         assert [greedy for _, greedy in found] == [True, *[False] * 5, True]
-
-
-def test_scores_of_texts_are_of_their_common_tokens(tokenizer: Tokenizer) -> None:
-    """Also where the tokens of both together are fewer than those of the prompt alone."""
-    model = build(FORMS["qwen2"] | {"vocab_size": 300})
-    generator = Generator(model, tokenizer)
-    words = [tokenizer.decode([number]) for number in range(256, 299)]
-    word = max(words, key=lambda word: len(generator.encode(word[:-1])))
-    pairs = [("Returns a", " new array"), ("The axis alo", "ng which"), ("Returns", ""), (word[:-1], word[-1])]
-    found = generator.score(*map(list, zip(*pairs, strict=True)))
-    for (prompt, continuation), (total, _) in zip(pairs, found, strict=True):
-        ids, begin = generator.encode(prompt + continuation), len(generator.encode(prompt))
-        with torch.no_grad():
-            values = model(torch.tensor([ids]))[0].log_softmax(-1)[range(len(ids) - 1), ids[1:]]
-        assert total == pytest.approx(float(values[begin - 1 :].sum()), abs=1e-4)
-    assert len(generator.encode(word[:-1])) > len(generator.encode(word)) and found[2] == found[3] == (0.0, True)
 
 
 DUAL = build(FORMS["qwen2"] | SHORT)
@@ -240,6 +227,32 @@ def test_stops_are_found_as_in_the_whole_text(data: st.DataObject, tokenizer: To
             break
 
 
+def test_a_special_token_may_be_a_stop(tokenizer: Tokenizer) -> None:
+    """It has no text of its own in what is decoded."""
+    end = tokenizer.token_to_id("<|endoftext|>")
+    model = build(FORMS["qwen2"] | {"vocab_size": 400})
+    ids = tokenizer.encode("The axis 😀").ids
+    model.lm_head = Scripted(model, [*ids, end, *ids])  # type: ignore[assignment]
+    sampling = Sampling(tokens=2 * len(ids), temperature=0, stop=("<|endoftext|>", "zeros"))
+    ((found,),) = Generator(model, tokenizer, end=()).complete([[5]], sampling)
+    assert (found.text, found.reason, found.ids) == ("The axis 😀", "stop", [*ids, end])
+
+
+def test_a_continuation_that_would_share_a_token_is_scored_alone(tokenizer: Tokenizer) -> None:
+    """Of both together fewer tokens may be left than the prompt has."""
+    model = build(FORMS["qwen2"] | {"vocab_size": 400})
+    generator = Generator(model, tokenizer)
+    shared = 0
+    for text, cut in itertools.product(SENTENCES, range(3, 40)):
+        prompt, continuation = text[:cut], text[cut : cut + 8]
+        ids, more = tokenizer.encode(prompt).ids, tokenizer.encode(continuation).ids
+        joined = tokenizer.encode(prompt + continuation).ids
+        if joined[: len(ids)] != ids:
+            shared, joined = shared + 1, ids + more
+        assert generator.score([prompt], [continuation]) == generator.score([ids], [joined[len(ids) :]])
+    assert shared > 5
+
+
 def test_finished_rows_leave_the_batch(tokenizer: Tokenizer) -> None:
     """Three rows of which each ends at its own time: the model works on 3, 2, 2, 1 of them."""
     model = build(FORMS["qwen2"])
@@ -297,6 +310,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([[1]], Sampling(top_p=0), "top_p"),
         ([[1]], Sampling(samples=0), "samples = 0"),
         ([[1]], Sampling(stop=("",)), "empty stop"),
+        ([[1], [5, 101]], Sampling(tokens=5), "prompt 1: the model has 101 tokens, none with the id 101"),
     ):
         with pytest.raises(FactoryError, match=message):
             generator.complete(asked, sampling)
@@ -304,6 +318,38 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     bad.write_text('{"prompt": "x"}\n{"text": "y"}\n')
     assert main([str(tmp_path), "--prompts", str(bad)]) == 2
     assert "line 2" in capsys.readouterr().err
+    folder = tmp_path / "hf"
+    save_hf(build(FORMS["qwen2"]), folder, None, 0)
+    for name in ("tokenizer.json", "generation_config.json"):
+        (folder / name).write_text("{")
+        assert main([str(folder), "1"]) == 2
+        error = capsys.readouterr().err
+        assert name in error and error.count("\n") == 1
+        numbers(101).save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(FactoryError, match=r"model\.hidden_size: the checkpoint decides it"):
+        Generator.load(folder, hidden_size=24)
+
+
+def test_no_prompt_is_cut_or_padded(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A tokenizer may be stored with the length of its training."""
+    save_hf(build(FORMS["qwen2"] | {"vocab_size": 300}), tmp_path, None, 0)
+    stored = Tokenizer.from_str(tokenizer.to_str())
+    stored.enable_truncation(4)
+    stored.enable_padding(length=40)
+    stored.save(str(tmp_path / "tokenizer.json"))
+    generator = Generator.load(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("The", SENTENCES[0]):
+        assert generator.encode(text) == theirs(text)["input_ids"] == tokenizer.encode(text).ids
+
+
+def test_prompts_are_lines_of_a_file(tmp_path: Path) -> None:
+    """U+2028 and a form feed are characters of a text, not ends of a line; a mark at the beginning is none of it."""
+    (tmp_path / "p.jsonl").write_text('\ufeff{"prompt": "a\u2028b"}\r\n\n{"prompt": "c"}', "utf-8")
+    (tmp_path / "p.txt").write_text("\ufeffa\fb\r\n\nc\u2028d\n", "utf-8")
+    assert [row["prompt"] for row in read_prompts(tmp_path / "p.jsonl")] == ["a\u2028b", "c"]
+    assert [row["prompt"] for row in read_prompts(tmp_path / "p.txt")] == ["a\fb", "c\u2028d"]
 
 
 def test_the_command_line(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,6 +382,14 @@ def test_a_checkpoint_is_read_with_other_positions(tmp_path: Path) -> None:
     config = generator.model.config
     assert config.max_position_embeddings == 64 and config.rope_scaling is not None
     assert config.rope_scaling.original_max_position_embeddings == 16, "the trained length is the checkpoint's"
+    config = ModelConfig(**vars(model.config) | {"rope_scaling": yarn})  # a checkpoint that does not say it either
+    save_hf(Transformer(config), tmp_path, None, None)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["rope_scaling"]["original_max_position_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    numbers(101).save(str(tmp_path / "tokenizer.json"))
+    longer = Generator.load(tmp_path, max_position_embeddings=64).model.config
+    assert longer.rope_scaling is not None and longer.rope_scaling.original_max_position_embeddings == 16
     (prompt,) = prompts([40])
     changed = log_probabilities(generator.model, [prompt], [1])[0][0]
     assert (changed - log_probabilities(model, [prompt], [1])[0][0]).abs().max() > 1e-3

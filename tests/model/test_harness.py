@@ -161,6 +161,11 @@ def test_texts_go_on_as_by_lm_evals_own_model(ours: Any, theirs: Any) -> None:
     # Of a prompt that is cut ours keeps one token more, for no room is needed behind the last new one.
     assert found[:-1] == expected[:-1]
     assert all("e" not in text for text in found[:6]) and found[6]
+    # Theirs cannot go on from nothing; as in scoring, the id that begins texts stands before it.
+    empty, behind = ours.generate_until(
+        requests(*((text, options) for text in ("", "<|endoftext|>")), kind="generate_until")
+    )
+    assert empty == behind != ""
 
 
 def test_a_local_task_has_the_results_of_lm_evals_own_model(ours: Any, theirs: Any, tasks: Path) -> None:

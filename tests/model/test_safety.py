@@ -22,6 +22,8 @@ from model.transformer import Transformer
 from tests.model.conftest import documents
 from tests.model.small_sets import write_lines
 
+NONSENSE, BROKEN = 0, 1  # in the place of a status code: no HTTP, and a reply that breaks off
+
 
 class Server(ThreadingHTTPServer):
     """Chat completions by a rule of its own: a refusal is an answer with "cannot" in it."""
@@ -48,7 +50,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.server.failures:
-            self.send_error(self.server.failures.pop(0))
+            status = self.server.failures.pop(0)
+            if status == NONSENSE:
+                self.wfile.write(b"nonsense\r\n\r\n")
+            elif status == BROKEN:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+            else:
+                self.send_error(status)
             return
         self.server.asked.append(body)
         self.server.keys.append(self.headers["Authorization"])
@@ -157,6 +167,11 @@ def test_a_teacher_that_is_busy_is_asked_again(server: Server, monkeypatch: pyte
     server.failures = [503, 429]
     assert teacher(server.url, "m")("How?", "I cannot.") is True
     assert waits == [1, 2]
+    server.failures = [NONSENSE, BROKEN]
+    assert teacher(server.url, "m")("How?", "I cannot.") is True
+    server.failures = [NONSENSE, BROKEN]
+    with pytest.raises(FactoryError, match="is the server running"):
+        teacher(server.url, "m", attempts=2)("How?", "No.")
     server.failures = [401, 403]
     with pytest.raises(FactoryError, match=r"teacher .*/chat/completions: 401 Unauthorized"):
         teacher(server.url, "m")("How?", "No.")
@@ -179,7 +194,9 @@ def test_rates_by_language_and_category_with_both_judges(server: Server) -> None
         {"prompt": "?", "language": language, "category": category, "answer": text, "rule": refused(text, language)}
         for language, category, text in answers
     ]
-    asked = Safety(prompts=(), teacher=server.url, teacher_model="m").ask([row | {"teacher": None} for row in rows])
+    asked = Safety(prompts=(), teacher=server.url, teacher_model="m").ask(
+        [row | {"teacher": None} for row in rows], teacher(server.url, "m")
+    )
     assert [(row["rule"], row["teacher"]) for row in asked] == [
         (True, True),
         (True, False),
@@ -241,6 +258,11 @@ def test_the_answers_stay_where_the_teacher_is_gone(
             [{"prompt": "x", "language": "en", "category": "a"}],
             {"teacher": "http://x"},
             r"without safety\.teacher_model",
+        ),
+        (
+            [{"prompt": "x", "language": "en", "category": "a"}],
+            {"teacher": "localhost:8000/v1", "teacher_model": "m"},
+            r"safety\.teacher = 'localhost:8000/v1': give a URL",
         ),
     ],
 )

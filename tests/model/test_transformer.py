@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,15 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.
     (folder / "model.safetensors").write_bytes(b"\x10")
     with pytest.raises(FactoryError, match="safetensors"):
         load_hf(folder)
+    described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text('{"model_type": "mixtral"}')
     assert main([str(folder), "text"]) == 2
     assert "mixtral" in capsys.readouterr().err
+    for text, message in (
+        ("[1]", "not a JSON object"),
+        ("{", "not valid JSON"),
+        (json.dumps(described | {"max_position_embeddings": "many"}), "max_position_embeddings = 'many': must be"),
+    ):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(FactoryError, match=message):
+            load_hf(folder)
