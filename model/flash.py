@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factory.engine.errors import FactoryError
+
 aten = torch.ops.aten
 
 
@@ -133,6 +135,11 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tenso
     """Flash attention and the log-sum-exp of each query's scores [B, H, T] in float32."""
     if q.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    if q.dtype == torch.float32:
+        raise FactoryError(
+            "dual chunks and shared sequences take flash attention, which a GPU has for 16 bits alone: set "
+            "train.dtype = 'bfloat16', or read a checkpoint that is stored so"
+        )
     return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
 
 

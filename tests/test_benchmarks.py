@@ -98,3 +98,10 @@ def test_every_benchmark_is_listed():
     page = (REPOSITORY / "benchmarks" / "README.md").read_text()
     for path in sorted(Path(REPOSITORY / "benchmarks").glob("*.py")):
         assert path.name in page or path.name == "__init__.py"
+
+
+@pytest.mark.slow
+def test_dual_chunks_beside_full_attention():
+    printed = benchmark("chunks", "--lengths", "512", "1024", "--chunk-size", "256", "--local-size", "64")
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) \| (\d+) \| ([\d.]+) \| (\d+) \|$", printed, re.MULTILINE)
+    assert [row[0] for row in rows] == ["512", "1,024"]
