@@ -64,16 +64,16 @@ def torchrun(processes: int, *words: object, restarts: int = 0) -> subprocess.Po
     )
 
 
-def workers(agent: subprocess.Popen[str]) -> list[int]:
+def workers(launcher: subprocess.Popen[str]) -> list[int]:
     """The processes that torchrun has started."""
-    return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
-def wait_for_state(agent: subprocess.Popen[str], folder: Path, after: int = 0) -> None:
+def wait_for_state(launcher: subprocess.Popen[str], folder: Path, after: int = 0) -> None:
     """Until there is a state of a later step."""
     deadline = time.monotonic() + 120
     while not any(int(path.name[5:]) > after for path in folder.glob("checkpoint/step-*")):
-        assert time.monotonic() < deadline and agent.poll() is None, agent.communicate()[1]
+        assert time.monotonic() < deadline and launcher.poll() is None, launcher.communicate()[1]
         time.sleep(0.01)
 
 
@@ -143,19 +143,19 @@ def test_a_killed_process_a_signal_and_another_number_of_processes(recipe: Path,
     words = (*MOE, "batch_size=5", "steps=120", "save_every=10", "learning_rate=1e-3")  # the second has 2 sequences
     out = tmp_path / "two"
     given = (recipe, f"data={dataset}", f"out={out}", *words, "checkpoint_activations=true")
-    agent = torchrun(2, "-m", "model.train", *given, restarts=1)
-    wait_for_state(agent, out)
-    killed = workers(agent)
+    launcher = torchrun(2, "-m", "model.train", *given, restarts=1)
+    wait_for_state(launcher, out)
+    killed = workers(launcher)
     os.kill(killed[1], signal.SIGKILL)
     deadline = time.monotonic() + 120
-    while set(workers(agent)) & set(killed) or len(workers(agent)) < 2:
-        assert time.monotonic() < deadline and agent.poll() is None, agent.communicate()[1]
+    while set(workers(launcher)) & set(killed) or len(workers(launcher)) < 2:
+        assert time.monotonic() < deadline and launcher.poll() is None, launcher.communicate()[1]
         time.sleep(0.01)
     begun = States(out / "checkpoint", World()).description()["step"]
-    wait_for_state(agent, out, begun)
-    agent.terminate()
-    printed, told = agent.communicate(timeout=120)
-    assert agent.returncode != 0
+    wait_for_state(launcher, out, begun)
+    launcher.terminate()
+    printed, told = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
     line = r"^error: another process of this training ended .* goes on after step-0*(\d+)$"
     assert re.findall(line, told, re.MULTILINE) == [str(begun)]
     assert re.findall(r"going on after step (\d+)", printed) == [str(begun)]
@@ -172,9 +172,9 @@ def test_two_processes_share_each_sequence_in_training(recipe: Path, dataset: Pa
     words = (*MOE, "steps=20", "documents=masked", "learning_rate=1e-3", "micro_batch_size=3")
     out = tmp_path / "two"
     given = (recipe, f"data={dataset}", f"out={out}", *words, "context_parallel=2")
-    agent = torchrun(2, "-m", "model.train", *given)
-    _, told = agent.communicate(timeout=120)
-    assert agent.returncode == 0, told
+    launcher = torchrun(2, "-m", "model.train", *given)
+    _, told = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, told
     one = alone(recipe, dataset, tmp_path / "one", *words)
     one.run()
     assert_same_curve(rows(out), one.metrics)
@@ -202,9 +202,9 @@ def test_compiled_layers_train_alike(recipe: Path, dataset: Path, tmp_path: Path
         "compile=true",
         "checkpoint_activations=true",
     )
-    agent = torchrun(2, "-m", "model.train", *given)
-    _, told = agent.communicate(timeout=600)
-    assert agent.returncode == 0, told
+    launcher = torchrun(2, "-m", "model.train", *given)
+    _, told = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, told
     one = alone(recipe, dataset, tmp_path / "one", *words)
     one.run()
     assert_same_curve(rows(tmp_path / "two"), one.metrics)
