@@ -204,8 +204,9 @@ class Full(Plan):
     ) -> None:
         super().__init__(config, run, documents, context)
         self.turn = self.turns(self.positions)
-        flex = documents is not None and context is None and run.is_cuda
-        self.mask = documents.mask(_compiled(create_block_mask)) if flex and documents is not None else None
+        self.mask: BlockMask | None = None
+        if documents is not None and context is None and run.is_cuda:
+            self.mask = documents.mask(_compiled(create_block_mask))
 
     def keys(self, k: Tensor) -> Tensor:
         return rotate(k, self.turn)

@@ -25,7 +25,7 @@ from model.checkpoint import load_hf, save_hf
 from model.config import OptimizerConfig, TrainRecipe
 from model.curriculum import Stage, stages
 from model.data import IGNORE, Span, TokenDataset, allot, read
-from model.flops import utilisation
+from model.flops import peak, utilisation
 from model.moe import Routing, balance_loss, expert_load
 from model.parallel import World, accumulate, build, clip, cores, stop_signals
 from model.state import States
@@ -49,7 +49,7 @@ METRICS = pa.schema(
         ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
         ("data_seconds", pa.float64()),  # of these, waiting for the data
-        ("mfu", pa.float64()),  # the share of the GPUs' peak, model/flops.py; null on CPU
+        ("mfu", pa.float64()),  # the share of the GPUs' peak; null on CPU, or where model/flops.py has no peak
         *((name, pa.float64()) for name in EXPERT_METRICS),
     ]
 )
@@ -390,6 +390,8 @@ class Pretraining:
         if self.world.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.world.device)
+        if peak(name) is None:
+            return None
         rates = (
             utilisation(self.stage.model, part.shape[-1], int((part != IGNORE).sum()) / seconds, name, self.world.size)
             for part in parts
