@@ -7,6 +7,7 @@ A verifier is a plain function of a response and of what it is checked against. 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +36,11 @@ class Verifier:
             if given not in known:
                 raise FactoryError(f"{self.name}: no parameter {given!r}{nearest(given, known)}; it has {known}")
 
-    @property
+    @cached_property
     def module(self) -> str:
         module = self.name.partition(":")[0]
-        return module if "." in module else f"factory.verify.{module}"
+        ours = f"factory.verify.{module}"
+        return ours if module.isidentifier() and importlib.util.find_spec(ours) else module
 
     @cached_property
     def function(self) -> Callable[..., Check]:
@@ -48,7 +50,9 @@ class Verifier:
         except ModuleNotFoundError as error:
             if error.name and not self.module.startswith(error.name):
                 raise FactoryError(f"{self.name}: needs the package {error.name}: pip install it") from error
-            raise FactoryError(f"{self.name}: there is no module {self.module}; write `module:function`") from error
+            raise FactoryError(f"{self.name}: no module {self.module}; write `module:function`") from error
+        except ValueError as error:  # an empty module
+            raise FactoryError(f"{self.name!r}: write `module:function`") from error
         if not callable(found):
             raise FactoryError(f"{self.name}: {self.module} has no function {attribute!r}")
         return found

@@ -1,5 +1,5 @@
-"""Every step of the corpus on the inputs that break software: no rows, one row, empty texts, 50 MB in one document, bytes
-that are not UTF-8, NUL bytes."""
+"""Every step of the corpus on the inputs that break software: no rows, one row, empty texts, 50 MB in one document,
+bytes that are not UTF-8, NUL bytes."""
 
 from __future__ import annotations
 

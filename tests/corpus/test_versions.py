@@ -1,5 +1,5 @@
-"""A step of the corpus whose output changed has a new version: identities are made of versions, so without one a dataset would be
-called the same and be another.
+"""A step of the corpus whose output changed has a new version: identities are made of versions, so without
+one a dataset would be called the same and be another.
 
 `python -m tests.corpus.test_versions` writes golden.json anew: bump the `version` of each step that it names.
 """

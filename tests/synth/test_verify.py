@@ -73,5 +73,5 @@ def test_an_edited_verifier_of_ones_own_makes_another_dataset(source, tmp_path, 
     recipe = make(source, {"use": "verify.Verify", "check": "mine_verifier:mine"})
     assert build(recipe, tmp_path / "runs").counts["rows_kept"] == len(ROWS)
     mine.write_text(body % "False")
-    with pytest.raises(FactoryError, match="verify.Verify"):
+    with pytest.raises(FactoryError, match="the files that it names"):
         build(recipe, tmp_path / "runs")
