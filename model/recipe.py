@@ -30,22 +30,27 @@ TOP = ("name", "out")
 STAGES = "stage"
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainRecipe:
-    """Read a training recipe; `overrides` are `key=value` words. Raises FactoryError for anything that does not fit."""
+def read_table(path: str | Path) -> dict[str, Any]:
+    """The TOML table of a training recipe."""
     try:
         with Path(path).open("rb") as file:
-            given = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise FactoryError(f"{path}: cannot read the training recipe: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise FactoryError(f"{path}: not valid TOML: {error}") from error
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainRecipe:
+    """Read a training recipe; `overrides` are `key=value` words. Raises FactoryError for anything that does not fit."""
+    given = read_table(path)
     known = [*SECTIONS, *TOP, STAGES]
     for name in given:
         if name not in known:
             raise FactoryError(f"{path}: unknown key {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     _name_stages(given, str(path))
     for word in overrides:
-        _override(given, word)
+        override(given, word, SECTIONS)
     _name_stages(given, str(path))  # a word can give a stage another name
     values: dict[str, Any] = {name: typed("", name, given[name], str) for name in TOP if name in given}
     values.setdefault("name", Path(path).stem)
@@ -103,7 +108,8 @@ def preset(name: Any) -> dict[str, Any]:
     return PRESETS[name]
 
 
-def _override(given: dict[str, Any], word: str) -> None:
+def override(given: dict[str, Any], word: str, sections: Mapping[str, type]) -> None:
+    """Take over a `key=value` word of the command line; the key's section is found by its name where it is not said."""
     key, equals, text = word.partition("=")
     if not equals:
         raise FactoryError(f"{word!r} is not of the form key=value")
@@ -124,7 +130,7 @@ def _override(given: dict[str, Any], word: str) -> None:
             raise FactoryError(f"no stage {owners[1]!r}{nearest(owners[1], named)} in {word!r}")
         table, inner = named[owners[1]], owners[2:]
     else:
-        table, inner = given.setdefault(_section_of(key, owners, name, word), {}), owners[1:]
+        table, inner = given.setdefault(_section_of(key, owners, name, word, sections), {}), owners[1:]
     for part in inner:
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
@@ -143,9 +149,9 @@ def _one_dataset(given: dict[str, Any], path: str) -> None:
         tables[0]["path"] = path
 
 
-def _section_of(key: str, owners: list[str], name: str, word: str) -> str:
+def _section_of(key: str, owners: list[str], name: str, word: str, sections: Mapping[str, type]) -> str:
     """The section of a key on the command line, said or found by the key's name."""
-    fields = {s: [f.name for f in dataclasses.fields(class_)] for s, class_ in SECTIONS.items()}
+    fields = {s: [f.name for f in dataclasses.fields(class_)] for s, class_ in sections.items()}
     first = owners[1] if len(owners) > 1 else name
     places = [s for s in fields if first in fields[s] and s in (owners[:1] or [s])]
     if not places:

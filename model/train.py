@@ -37,7 +37,7 @@ from model.generate import encode, sample_text
 from model.parallel import World, lost
 from model.picture import Progress, clock, loss_picture, speed_picture, tensorboard, text_curve
 from model.pretrain import Pretraining, Stopped
-from model.recipe import load_recipe
+from model.recipe import load_recipe, read_table
 from model.sample import Sampling
 from model.scaling.law import resolve
 from model.state import States
@@ -205,8 +205,13 @@ def main(words: list[str] | None = None) -> int:
         return 0 if given else 2
     world, told, code = World(), "", 0
     try:
-        world = World.begin()
-        train(load_recipe(given[0], given[1:]), world)
+        if isinstance(read_table(given[0]).get("stage"), str):
+            from model.posttrain import config, run  # they need TRL
+
+            run.train(config.load_recipe(given[0], given[1:]))
+        else:
+            world = World.begin()
+            train(load_recipe(given[0], given[1:]), world)
     except FactoryError as error:
         told, code = f"error: {error}", 2
     except Stopped as stop:

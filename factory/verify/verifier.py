@@ -31,10 +31,11 @@ class Verifier:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = list(inspect.signature(self.function).parameters)[1:]
+        known = self.parameters
         for given in (*self.columns, *self.values):
             if given not in known:
-                raise FactoryError(f"{self.name}: no parameter {given!r}{nearest(given, known)}; it has {known}")
+                near = nearest(given, known)
+                raise FactoryError(f"{self.name}: no parameter {given!r}{near}; it has {', '.join(known)}")
 
     @cached_property
     def module(self) -> str:
@@ -58,6 +59,12 @@ class Verifier:
         return found
 
     @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """What it takes besides the response: names, and the defaults of those that have one."""
+        found = list(inspect.signature(self.function).parameters.values())[1:]
+        return {p.name: p.default for p in found}
+
+    @cached_property
     def libraries(self) -> tuple[str, ...]:
         """Packages that its module names in `LIBRARIES`, because their versions may change a verdict."""
         return tuple(getattr(importlib.import_module(self.module), "LIBRARIES", ()))
@@ -76,17 +83,16 @@ class Verifier:
 
     def default(self, parameter: str) -> Any:
         """The default of a parameter, None where it has none."""
-        default = inspect.signature(self.function).parameters[parameter].default
+        default = self.parameters[parameter]
         return None if default is inspect.Parameter.empty else default
 
     @cached_property
     def needs(self) -> dict[str, str]:
         """Parameters that have no default and no value here, with the columns that they are taken from."""
-        parameters = list(inspect.signature(self.function).parameters.values())[1:]
         return {
-            p.name: self.columns.get(p.name, p.name)
-            for p in parameters
-            if p.name not in self.values and (p.default is p.empty or p.name in self.columns)
+            name: self.columns.get(name, name)
+            for name, default in self.parameters.items()
+            if name not in self.values and (default is inspect.Parameter.empty or name in self.columns)
         }
 
     def __call__(self, responses: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Check | FactoryError]:

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
 
 from factory.engine.errors import FactoryError
 from model.attention import Documents
@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         position_ids: Tensor | None = None,
         output_router_logits: bool = False,
         **_: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> MoeModelOutputWithPast:
         """`attention_mask` [B, T]: padding (0) stands before or behind the tokens of a row, or both. `position_ids`
         [B, T] that begin anew at 0 mark the documents of packed rows; positions restart in each."""
         routings: list[Routing] | None = [] if output_router_logits else None
@@ -62,9 +62,8 @@ class Backbone(nn.Module):
             back = (places - before[:, None]) % length
             hidden = decoder(input_ids.gather(1, there), routings=routings)
             hidden = hidden.gather(1, back[:, :, None].expand_as(hidden))
-        if routings is None:
-            return BaseModelOutputWithPast(last_hidden_state=hidden)
-        return MoeModelOutputWithPast(last_hidden_state=hidden, router_logits=tuple(r.logits for r in routings))
+        logits = None if routings is None else tuple(routing.logits for routing in routings)
+        return MoeModelOutputWithPast(last_hidden_state=hidden, router_logits=logits)  # type: ignore[arg-type]
 
 
 def _padding_before(attention_mask: Tensor | None) -> Tensor | None:
@@ -93,6 +92,7 @@ class LanguageModel(PreTrainedModel):
         self.lm_head = transformer.lm_head
         self._transformer = [transformer]
         self._tokenizer = tokenizer
+        self.end = end[0] if end else None
         self.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=(end or [0])[0])
 
     @classmethod
@@ -127,7 +127,7 @@ class LanguageModel(PreTrainedModel):
         return CausalLMOutputWithPast(logits=self.lm_head(hidden[:, -logits_to_keep:]))
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,

@@ -1,0 +1,97 @@
+"""Rewards by name: functions of the factory or anyone's, and reward models."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factory.engine.errors import FactoryError
+from model.posttrain.config import SampleConfig
+from model.posttrain.data import load_tokenizer, render
+from model.posttrain.heads import RewardModel
+
+Reward = Callable[..., list[float | None]]
+
+
+def rewards(told: SampleConfig) -> list[Reward]:
+    """The functions that TRL calls, one for each name in the recipe."""
+    return [_reward(name, told) for name in told.rewards]
+
+
+def needs(told: SampleConfig) -> list[str]:
+    """The columns that the rewards take from the data."""
+    found: list[str] = []
+    for name in told.rewards:
+        if not Path(name).is_dir():
+            verifier = _verifiers().Verifier(name, _own(name, told))
+            found += [column for column in verifier.needs.values() if column not in found]
+    return found
+
+
+def _verifiers() -> Any:
+    # By its name: what a reward is made of is the factory's affair, and a model is trained without it as well.
+    return importlib.import_module("factory.verify.verifier")
+
+
+def _own(name: str, told: SampleConfig) -> dict[str, str]:
+    """Of sample.columns, those that this function has parameters for."""
+    parameters = _verifiers().Verifier(name).parameters
+    return {key: column for key, column in told.columns.items() if key in parameters}
+
+
+def _reward(name: str, told: SampleConfig) -> Reward:
+    if Path(name).is_dir():
+        return model_reward(name)
+    if ":" not in name:
+        raise FactoryError(f"reward {name!r}: neither a folder of a reward model nor module:function")
+    return _verifiers().reward(name, _own(name, told))
+
+
+def model_reward(folder: str) -> Reward:
+    """A reward model's number for each prompt with its completion."""
+    tokenizer, scorer = load_tokenizer(folder), Scorer(folder)
+
+    def score(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
+        texts = [
+            prompt + answer
+            if isinstance(prompt, str)
+            else render([*prompt, *answer], tokenizer, asks=False).rstrip("\n")
+            for prompt, answer in zip(prompts, completions, strict=True)
+        ]
+        return list(scorer([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]))
+
+    score.__name__ = Path(folder).parent.parent.name or "reward_model"
+    return score
+
+
+class Scorer:
+    """A reward model that is asked for numbers."""
+
+    def __init__(self, folder: str | Path, batch_tokens: int = 1 << 15) -> None:
+        self.model = RewardModel.load(folder).eval()
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.batch_tokens = batch_tokens
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """The reward of each row of ids."""
+        out = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        while order:
+            longest = len(rows[order[-1]])
+            taken = [order.pop() for _ in range(min(len(order), max(1, self.batch_tokens // max(longest, 1))))]
+            ids = torch.zeros(len(taken), longest, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for place, row in enumerate(taken):
+                ids[place, : len(rows[row])] = torch.tensor(rows[row])
+                mask[place, : len(rows[row])] = 1
+            device = self.model.device
+            for row, value in zip(
+                taken, self.model(ids.to(device), mask.to(device)).logits[:, 0].tolist(), strict=True
+            ):
+                out[row] = value
+        return out

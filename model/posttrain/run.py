@@ -1,0 +1,168 @@
+"""Runs a recipe of post-training: `python -m model.train RECIPE.toml [data=DATASET] [key=value ...]`.
+
+The run folder has the form of a pre-training's: recipe.json with the dataset's identity, metrics.parquet, loss.png,
+checkpoint/hf/ for everyone, and checkpoint/trainer/ to go on from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers
+import trl
+from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from factory.engine.errors import FactoryError
+from factory.engine.files import aside, make_folder, write_atomic
+from model.checkpoint import ARCHITECTURES, save_hf
+from model.parallel import cores
+from model.picture import clock
+from model.posttrain import rewards, stages
+from model.posttrain.config import PostRecipe
+from model.posttrain.data import load_tokenizer, read
+from model.posttrain.heads import RewardModel
+from model.posttrain.language_model import LanguageModel
+
+SHOWN = {
+    "loss": "loss",
+    "eval_loss": "held-out loss",
+    "mean_token_accuracy": "token accuracy",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "eval_accuracy": "held-out accuracy",
+}
+STAGES = {"sft": stages.sft, "dpo": stages.dpo, "reward": stages.reward, "grpo": stages.grpo}
+
+
+def train(recipe: PostRecipe) -> Path:
+    """Run a recipe to the end, or go on where it was stopped, and return its run folder."""
+    torch.set_num_threads(recipe.train.threads or cores())
+    transformers.set_seed(recipe.train.seed)
+    for library in (transformers.utils.logging, datasets.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    start = recipe.model.start
+    if not (Path(start) / "config.json").is_file():
+        raise FactoryError(f"model.start = {start!r}: no config.json there: give a checkpoint in Hugging Face's form")
+    more = rewards.needs(recipe.sample) if recipe.stage in ("grpo", "online_dpo") else ()
+    rows = read(recipe.data, recipe.stage, start, more)
+    folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
+    make_folder(str(folder))
+    resolved = _resolved(recipe, rows.identity)
+    _same(folder, resolved)
+    write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
+
+    def load(path: str) -> PreTrainedModel:
+        return load_model(path, recipe.model.implementation)
+
+    model = RewardModel.load(start) if recipe.stage == "reward" else load(start)
+    work = stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
+    trainer = STAGES[recipe.stage](work)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Told())
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / "checkpoint" / "trainer")))
+    _export(trainer, work)
+    _metrics(trainer.state.log_history, folder)
+    return folder
+
+
+def load_model(path: str, implementation: str) -> PreTrainedModel:
+    """A language model by our code or by transformers', in float32."""
+    kind = json.loads((Path(path) / "config.json").read_text("utf-8")).get("model_type")
+    if implementation == "factory" or (implementation == "auto" and kind in ARCHITECTURES):
+        return LanguageModel.load(path)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+
+
+def _resolved(recipe: PostRecipe, dataset: dict[str, str]) -> dict[str, Any]:
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"transformers": transformers.__version__, "trl": trl.__version__}
+    return {**dataclasses.asdict(recipe), "dataset": dataset, "versions": versions}
+
+
+def _same(folder: Path, resolved: dict[str, Any]) -> None:
+    """FactoryError where the folder holds another training: what is there is never mixed."""
+    path = folder / "recipe.json"
+    if not path.is_file() or not (folder / "checkpoint").is_dir():
+        return
+    before = json.loads(path.read_text("utf-8"))
+    now = json.loads(json.dumps(resolved))
+    for name in ("stage", "model", "data", "optimizer", "train", "sft", "dpo", "reward", "sample", "dataset"):
+        if before.get(name) != now[name]:
+            raise FactoryError(
+                f"{folder} holds another training: [{name}] differs. Give out=FOLDER, or remove that folder"
+            )
+
+
+class Told(TrainerCallback):
+    """Shows how far training is: a bar, or without a terminal a plain line about every five seconds."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = out or sys.stderr
+        self.bar: Any = None
+        self.begin = self.told = 0.0
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begin = self.told = time.monotonic()
+        self.first = state.global_step
+        if self.out.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=state.max_steps, initial=self.first, unit="step", file=self.out, dynamic_ncols=True)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        logs = logs or {}
+        what = "  ".join(f"{label} {logs[key]:.4g}" for key, label in SHOWN.items() if key in logs)
+        if not what:
+            return
+        if self.bar is not None:
+            self.bar.set_postfix_str(what, refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+            return
+        now, step = time.monotonic(), state.global_step
+        if now - self.told >= 5 or step == state.max_steps or "eval_loss" in logs:
+            self.told = now
+            left = (now - self.begin) / max(1, step - self.first) * (state.max_steps - step)
+            print(f"step {step:,}/{state.max_steps:,}  {what}  {clock(left)} left", file=self.out, flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _export(trainer: Trainer, work: stages.Work) -> None:
+    """The model for everyone, with its tokenizer: written aside and renamed."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    out = work.folder / "checkpoint" / "hf"
+    if isinstance(model, LanguageModel):
+        save_hf(model.transformer, out, Path(work.recipe.model.start), model.end)
+        return
+    scratch = out.with_name(".hf.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    work.tokenizer.save_pretrained(scratch)
+    shutil.rmtree(out, ignore_errors=True)
+    os.rename(scratch, out)
+
+
+def _metrics(history: list[dict[str, Any]], folder: Path) -> None:
+    rows = [row for row in history if "loss" in row or any(name.startswith("eval_") for name in row)]
+    with aside(str(folder / "metrics.parquet")) as scratch:
+        pq.write_table(pa.Table.from_pylist(rows), scratch)

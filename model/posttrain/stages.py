@@ -1,0 +1,189 @@
+"""The trainer of each stage: TRL's, with what the recipe says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from factory.engine.errors import FactoryError
+from model.merging import OnlineMerging
+from model.posttrain.config import PostRecipe
+from model.posttrain.data import Rows, as_dataset, conversations
+from model.posttrain.rewards import rewards
+
+SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage's trainer is made of."""
+
+    recipe: PostRecipe
+    folder: Path
+    rows: Rows
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    load: Callable[[str], PreTrainedModel]
+    """A language model from a folder, as `model` was loaded."""
+
+    def arguments(self, rows: int, world: int = 1) -> dict[str, Any]:
+        """What the arguments of all trainers share; `rows` are there to learn from."""
+        optimizer, train = self.recipe.optimizer, self.recipe.train
+        share = train.batch_size // world
+        micro = min(train.micro_batch_size or share, share)
+        if train.batch_size % (micro * world):
+            raise FactoryError(
+                f"train.batch_size = {train.batch_size} is not a whole number of micro-batches of {micro} on {world} "
+                "processes"
+            )
+        steps = train.steps or max(1, round(train.epochs * max(1, rows // train.batch_size)))
+        held = self.rows.evaluation.num_rows > 0
+        return {
+            "output_dir": str(self.folder / "checkpoint" / "trainer"),
+            "per_device_train_batch_size": micro,
+            "per_device_eval_batch_size": micro,
+            "gradient_accumulation_steps": share // micro,
+            "max_steps": steps,
+            "learning_rate": optimizer.learning_rate,
+            "lr_scheduler_type": SCHEDULES[optimizer.schedule],
+            "lr_scheduler_kwargs": {"min_lr_rate": optimizer.final_share} if optimizer.schedule == "cosine" else {},
+            "warmup_steps": round(optimizer.warmup_share * steps),
+            "max_grad_norm": optimizer.clip,
+            "bf16": train.dtype == "bfloat16",
+            "use_cpu": not torch.cuda.is_available(),
+            "gradient_checkpointing": train.checkpoint_activations,
+            "seed": train.seed,
+            "logging_steps": 1,
+            "report_to": [],
+            "disable_tqdm": True,
+            "save_steps": train.save_every,
+            "save_total_limit": 2,
+            "eval_strategy": "steps" if held else "no",
+            "eval_steps": train.evaluate_every,
+        }
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW, or with `merge` online merging; decay on matrices alone."""
+        told = self.recipe.optimizer
+        named = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        groups: list[dict[str, Any]] = [
+            {"params": [one for one in named.values() if one.ndim >= 2], "weight_decay": told.weight_decay},
+            {"params": [one for one in named.values() if one.ndim < 2], "weight_decay": 0.0},
+        ]
+        common: dict[str, Any] = {"lr": told.learning_rate, "betas": (told.beta1, told.beta2), "eps": told.epsilon}
+        if not told.merge:
+            return torch.optim.AdamW(groups, **common)
+        before = dict(self.load(self.recipe.model.base).named_parameters())
+        order = [one for group in groups for one in group["params"]]
+        names = {id(one): name for name, one in named.items()}
+        missing = [name for name in named if name not in before]
+        if missing:
+            raise FactoryError(
+                f"{self.recipe.model.base}: no parameter {missing[0]}: give the model that SFT began with"
+            )
+        base = [before[names[id(one)]] for one in order]
+        merging: dict[str, Any] = {
+            "merge": told.merge,
+            "alpha": told.alpha,
+            "p": told.p,
+            "seed": self.recipe.train.seed,
+        }
+        return OnlineMerging(groups, base, **merging, **common)
+
+    def shared(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "processing_class": self.tokenizer,
+            "optimizers": (self.optimizer(self.model), None),
+        }
+
+
+def sft(work: Work) -> Trainer:
+    length = work.recipe.train.max_length
+    (training, lost), (held, _) = (
+        conversations(table, work.tokenizer, length) for table in (work.rows.training, work.rows.evaluation)
+    )
+    if lost:
+        print(f"warning: {lost} conversations have no answer within {length} tokens: left out", file=sys.stderr)
+    if not training.num_rows:
+        raise FactoryError(f"no answer lies within train.max_length = {length} tokens: raise it")
+    packing = work.recipe.sft.packing
+    arguments = SFTConfig(
+        **work.arguments(training.num_rows),
+        max_length=length,
+        packing=packing,
+        padding_free=packing,
+        eval_packing=False,
+    )
+    return SFTTrainer(
+        args=arguments, train_dataset=as_dataset(training), eval_dataset=as_dataset(held), **work.shared()
+    )
+
+
+def dpo(work: Work) -> Trainer:
+    told = work.recipe.dpo
+    weighted: dict[str, Any] = {}
+    if told.sft_weight:
+        weighted = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, told.sft_weight]}
+    arguments = DPOConfig(
+        **work.arguments(work.rows.training.num_rows),
+        beta=told.beta,
+        max_length=work.recipe.train.max_length,
+        **weighted,
+    )
+    return DPOTrainer(
+        ref_model=work.load(work.recipe.model.start),
+        args=arguments,
+        train_dataset=as_dataset(work.rows.training),
+        eval_dataset=as_dataset(work.rows.evaluation),
+        **work.shared(),
+    )
+
+
+def reward(work: Work) -> Trainer:
+    arguments = RewardConfig(
+        **work.arguments(work.rows.training.num_rows),
+        max_length=work.recipe.train.max_length,
+        center_rewards_coefficient=work.recipe.reward.center or None,
+    )
+    return RewardTrainer(
+        args=arguments,
+        train_dataset=as_dataset(work.rows.training),
+        eval_dataset=as_dataset(work.rows.evaluation),
+        **work.shared(),
+    )
+
+
+def grpo(work: Work) -> Trainer:
+    told = work.recipe.sample
+    remote: dict[str, Any] = (
+        {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": told.vllm} if told.vllm else {}
+    )
+    arguments = GRPOConfig(
+        **work.arguments(work.rows.training.num_rows * told.samples),
+        num_generations=told.samples,
+        max_completion_length=told.max_new_tokens,
+        temperature=told.temperature,
+        top_p=told.top_p,
+        top_k=0,
+        beta=told.beta,
+        epsilon=told.clip,
+        reward_weights=list(told.weights) or None,
+        shuffle_dataset=False,  # the prompts come in the order of the dataset: those of highest variance first
+        **remote,
+    )
+    return GRPOTrainer(
+        reward_funcs=list(rewards(told)),
+        args=arguments,
+        train_dataset=as_dataset(work.rows.training),
+        eval_dataset=as_dataset(work.rows.evaluation),
+        **work.shared(),
+    )
