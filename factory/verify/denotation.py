@@ -45,7 +45,7 @@ _WORDS = {
     **{"seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12},
 }
 _GROUPED = re.compile(r"([-+]?)[$£€¥]? ?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)")
-_BULLET = re.compile(r"[-*•] +(?=\S)")
+_BULLET = re.compile(r"\A[-*•] +(?=\S)")
 
 
 @dataclass(frozen=True)

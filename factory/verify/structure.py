@@ -341,8 +341,8 @@ def parse_xml(response: str, root: str = "", schema: str = "") -> Any:
     if schema:
         grammar = _grammar(schema)()
         if not grammar.validate(found.getroottree()):
-            error = grammar.error_log[0]
-            raise Malformed(f"line {error.line}: {error.message}")
+            first = grammar.error_log[0]
+            raise Malformed(f"line {first.line}: {first.message}")
     return found
 
 

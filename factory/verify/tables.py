@@ -11,7 +11,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import repeat
+from itertools import count, repeat
 
 from factory.engine.errors import FactoryError, nearest
 from factory.verify.check import Check
@@ -172,6 +172,9 @@ def markdown_table(response: str, columns: Columns = (), rows: int | None = None
 
 # Whole tables
 
+COMPARED = 2_000_000
+"""Pairs of rows that are compared at most where they differ within the tolerance."""
+
 
 def read_table(text: str) -> Rows:
     """The rows of a table in Markdown or CSV, the header first. Raises `Malformed`."""
@@ -207,7 +210,10 @@ def same_table(response: str, table: str, ordered: bool = False, tolerance: floa
                 if not _equal(cell, right, tolerance):
                     return Check(False, f"row {row}, column {name!r}: {shown(cell)}, not {shown(right)}")
         return Check(True)
-    missing = _unmatched(given[1:], wanted[1:], tolerance)
+    try:
+        missing = _unmatched(given[1:], wanted[1:], tolerance)
+    except Malformed as error:
+        return Check(False, str(error))
     return Check(False, f"no row {shown(missing)}") if missing is not None else Check(True)
 
 
@@ -248,12 +254,13 @@ def _unmatched(given: list[list[Cell]], wanted: list[list[Cell]], tolerance: flo
         else:
             left.append(row)
     groups: dict[tuple[str | None, ...], list[tuple[Cell, ...]]] = defaultdict(list)
-    for one, count in rest.items():
-        groups[_texts(one)] += [one] * count
+    for one, times in rest.items():
+        groups[_texts(one)] += [one] * times
     taken: dict[tuple[str | None, ...], dict[int, list[Cell]]] = defaultdict(dict)
+    steps = count()
     for row in left:
         key = _texts(row)
-        if not _augment(row, groups[key], taken[key], tolerance):
+        if not _augment(row, groups[key], taken[key], tolerance, steps):
             return row
     return None
 
@@ -262,13 +269,17 @@ def _texts(row: Sequence[Cell]) -> tuple[str | None, ...]:
     return tuple(cell if isinstance(cell, str) else None for cell in row)
 
 
-def _augment(row: list[Cell], rows: list[tuple[Cell, ...]], taken: dict[int, list[Cell]], tolerance: float) -> bool:
-    """Gives `row` one of `rows`, and those whose place it takes another one. Breadth first."""
+def _augment(
+    row: list[Cell], rows: list[tuple[Cell, ...]], taken: dict[int, list[Cell]], tolerance: float, steps: count[int]
+) -> bool:
+    """Gives `row` one of `rows`, and another one to the row whose place it takes, and so on. Breadth first."""
     came: dict[int, int | None] = {}
     queue: deque[tuple[list[Cell], int | None]] = deque([(row, None)])
     while queue:
         one, before = queue.popleft()
         for place, other in enumerate(rows):
+            if next(steps) > COMPARED:
+                raise Malformed(f"more than {COMPARED:,} comparisons of rows: too many differ")
             if place in came or not all(map(_equal, one, other, repeat(tolerance))):
                 continue
             came[place] = before
