@@ -14,19 +14,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import regex
 
 from factory.engine.errors import FactoryError
 from factory.kernels.fasttext import classify
 from factory.verify.check import Check
 from factory.verify.prose import LIBRARIES as PROSE
-from factory.verify.prose import code_of, model, near, outside, prose, script_of, scripts, words_only
+from factory.verify.prose import close, code_of, model, near, outside, prose, script_of, scripts, words_only, written
 from factory.verify.refusals import refusal
-from factory.verify.structure import Malformed, bounded, shown
+from factory.verify.structure import SIZE, Malformed, bounded, shown
 
 LIBRARIES = (*PROSE, "tokenizers")
-CERTAIN = 0.7
-"""The probability from which a sentence counts as one in another language (0.9 where it is short)."""
+CERTAIN, VERY, MOST = 0.7, 0.9, 0.97
+"""The probability from which a sentence counts as one in another language; where it is short; in a neighbour's."""
 SHORT, TINY = 30, 20
 """Letters below which a text is short, and below which its script alone is looked at."""
 _DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
@@ -44,12 +45,16 @@ def _letters(text: str) -> int:
 
 
 def _label(texts: list[str]) -> list[tuple[str, float]]:
-    """The language of each text and its probability. Han without a kana is Chinese, whatever the model takes it for."""
-    found = classify([words_only(text) for text in texts], model())
-    return [
-        ("zh" if label == "ja" and not _KANA.search(text) else label, score)
-        for text, (label, score) in zip(texts, found, strict=True)
-    ]
+    """The language of each text and its probability; none where it is written in another script than that language.
+
+    Han without a kana is Chinese, also where the model takes it for Japanese.
+    """
+    labels = []
+    for text, (label, score) in zip(texts, classify([words_only(text) for text in texts], model()), strict=True):
+        if label == "ja" and not _KANA.search(text):
+            label = "zh"
+        labels.append((label, score) if written(text, label) else ("", 0.0))
+    return labels
 
 
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
@@ -78,7 +83,9 @@ def is_language(response: str, language: str) -> Check:
     if count < TINY:
         return Check(True, "too short to judge by more than its script")
     ((label, score),) = _label([text])
-    return Check(label in near(code), "" if label in near(code) else f"{label or 'nothing known'} ({score:.2f})")
+    if label in near(code) or (close(code, label) and score < CERTAIN):
+        return Check(True)
+    return Check(False, f"{label} ({score:.2f})" if label else "no language that the model knows")
 
 
 @dataclass(frozen=True)
@@ -102,24 +109,24 @@ def foreign(response: str, language: str) -> list[Span]:
     By script: runs of at least 2 letters that the language is not written with, unless in brackets of their own;
     Latin letters may be in any text, but five Latin words in a row are judged as a sentence is. By sentence: those
     that the model takes for another language with a probability of at least 0.7 (0.9 below 30 letters, never below
-    20). Code, LaTeX, addresses and short quotations are left out.
+    20; 0.97 for a neighbour as Danish is of Norwegian). Code, LaTeX, addresses and short quotations are left out.
     """
     code = code_of(language)
-    written = scripts(code)
+    own = scripts(code)
     text = prose(bounded(response))
     spans, blank = [], []
-    for run in outside(tuple(dict.fromkeys((*written, "Latin")))).finditer(text):
+    for run in outside(tuple(dict.fromkeys((*own, "Latin")))).finditer(text):
         start, end = run.span()
         blank.append((start, end))
         glossed = text[max(start - 2, 0) : start].rstrip()[-1:] in ("(", "（") and text[end : end + 1] in (")", "）")
         if not glossed and len(_LETTER.findall(run[0])) >= 2:
             spans.append(Span(start, end, script_of(run[0])))
     text = _without(text, blank)
-    asked = [] if "Latin" in written else [match.span() for match in _LATIN.finditer(text)]
+    asked = [] if "Latin" in own else [match.span() for match in _LATIN.finditer(text)]
     asked += _sentences(_without(text, asked))
     for (start, end), (label, score) in zip(asked, _label([text[start:end] for start, end in asked]), strict=True):
-        certain = CERTAIN if _letters(text[start:end]) >= SHORT else 0.9
-        if label not in near(code) and score >= certain:
+        certain = CERTAIN if _letters(text[start:end]) >= SHORT else VERY
+        if label not in near(code) and score >= (MOST if close(code, label) else certain):
             spans.append(Span(start, end, label))
     return sorted(spans, key=lambda span: span.start)
 
@@ -159,11 +166,11 @@ def not_mixed(response: str, language: str) -> Check:
 
 # Degeneration
 
-RUN, LINES, TAIL, RATIO, SENTENCE = 60, 6, 4, 8.0, 600
-"""A character in a row, equal lines, rounds of a loop at the end, compression, words without an end: too many."""
+LINES, ROUNDS, MIDDLE, RATIO, SENTENCE = 6, 4, 8, 10.0, 600
+"""Equal lines, rounds of a loop at the end and elsewhere, compression, words without an end: from here too many."""
 _TOKEN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\w'’]+|[^\w\s]")
-_SAME = re.compile(r"([^\s\-=_*.#~|+/\\])\1{%d}" % (RUN - 1))
-_PERIOD = re.compile(r"(\w{2,20}?)\1{15,}")
+_SAME = re.compile(r"([^\s\-=_*.#~|+/\\])\1{59,}")
+_PERIOD = re.compile(r"([^\W\d_]{2,20}?)\1{15,}")
 _STOP = re.compile(r"[.!?…؟।。！？;:；：\n]")
 
 
@@ -188,13 +195,33 @@ def loop(tokens: list[Any]) -> tuple[int, int]:
     return best
 
 
+def circles(tokens: list[str]) -> tuple[int, int, int]:
+    """The longest loop with a round of up to 40 tokens, one of them a word: where, the length of a round, how often."""
+    numbers: dict[str, int] = {}
+    ids = np.array([numbers.setdefault(token, len(numbers)) for token in tokens])
+    best = (0, 0, 1)
+    for size in range(1, min(40, len(ids) // 2) + 1):
+        ends = np.flatnonzero(np.concatenate(([True], ids[size:] != ids[:-size], [True])))
+        lengths = np.diff(ends) - 1
+        longest = int(lengths.argmax())
+        start, total = int(ends[longest]), int(lengths[longest]) + size
+        if (
+            total > best[1] * best[2]
+            and total >= 2 * size
+            and any(token[0].isalpha() for token in tokens[start : start + size])
+        ):
+            best = (start, size, total // size)
+    return best
+
+
 def not_degenerate(response: str) -> Check:
     """Whether an answer is free of repetition without end.
 
     Not passed: one character 60 times in a row (rules and dots may be longer), a syllable 16 times; the same line of
-    8 letters or more 6 times and a third of all lines; an end that comes round 4 times and is 24 words or more; more
-    than half of all 6-grams of words seen before; a text of 1,000 bytes that zlib makes 8 times smaller; 600 words
-    without the end of a sentence or line. Code counts as text.
+    8 letters or more 6 times and in a third of all lines; an end that comes round 4 times in 24 words or more (marks
+    with spaces between: 60), the last one cut off or not; a loop of 8 rounds and 40 words anywhere; more than half of
+    all 6-grams of words seen before; a text of 1,000 bytes that zlib makes 10 times smaller; 600 words without the
+    end of a sentence or line.
     """
     try:
         text = bounded(response)
@@ -203,24 +230,30 @@ def not_degenerate(response: str) -> Check:
     if found := _SAME.search(text) or _PERIOD.search(text):
         return Check(False, f"{shown(found[1])} {len(found[0]) // len(found[1])} times in a row")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    counted = Counter(line for line in lines if _letters(line) >= 8)
-    if counted:
-        line, times = counted.most_common(1)[0]
-        if times >= LINES and 3 * times >= len(lines):
-            return Check(False, f"the line {shown(line)} {times} times")
+    line, times = Counter(lines).most_common(1)[0] if lines else ("", 0)
+    if times >= LINES and 3 * times >= len(lines) and _letters(line) >= 8:
+        return Check(False, f"the line {shown(line)} {times} times")
     tokens = _TOKEN.findall(text)
-    size, times = loop(tokens[-4000:])
-    if times >= TAIL and size * times >= 24 and any(token.isalnum() for token in tokens[-size:]):
-        return Check(False, f"the end goes round {times} times: {shown(' '.join(tokens[-size:]))}")
-    if len(tokens) >= 60:
-        grams = Counter(zip(*(tokens[k:] for k in range(6)), strict=False))
-        if 2 * len(grams) < len(tokens) - 5:
-            gram, times = grams.most_common(1)[0]
-            return Check(False, f"more than half is repeated, {shown(' '.join(gram))} {times} times")
+    for end in (tokens[-4000:], tokens[-4000:-1]):  # the last word may be cut off
+        size, times = loop(end)
+        spaced = text[-100:].count(" ") >= 25  # a rule of dashes has none between
+        wordy = any(token[0].isalnum() for token in end[-size:])
+        if times >= ROUNDS and size * times >= (24 if wordy else 60 if spaced else SIZE):
+            return Check(False, f"the end goes round {times} times: {shown(' '.join(end[-size:]))}")
+    start, size, times = circles(tokens)
+    if times >= MIDDLE and size * times >= 40:
+        return Check(False, f"goes round {times} times: {shown(' '.join(tokens[start : start + size]))}")
+    words = [token for token in tokens if token[0].isalnum()]
+    if len(words) >= 40:
+        grams = [hash(gram) for gram in zip(*(words[k:] for k in range(6)), strict=False)]
+        if 2 * len(set(grams)) < len(grams):
+            gram, times = Counter(grams).most_common(1)[0]
+            at = grams.index(gram)
+            return Check(False, f"more than half is repeated, {shown(' '.join(words[at : at + 6]))} {times} times")
     data = text.encode()
     if len(data) >= 1000 and (ratio := len(data) / len(zlib.compress(data))) > RATIO:
         return Check(False, f"compresses {ratio:.1f} times")
-    if len(tokens) > SENTENCE:
+    if len(words) > SENTENCE:
         longest = max(_STOP.split(text), key=len)
         if (count := len(_TOKEN.findall(longest))) > SENTENCE:
             return Check(False, f"{count} words without the end of a sentence")

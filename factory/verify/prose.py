@@ -36,7 +36,7 @@ _SCRIPTS = {
     "Khmer": "km",
     "Lao": "lo",
     "Latin Arabic": "ku",
-    "Latin Cyrillic": "sr uz az tk",
+    "Latin Cyrillic": "az bs sh sr tk uz",
     "Malayalam": "ml",
     "Myanmar": "my",
     "Oriya": "or",
@@ -58,6 +58,20 @@ _NEAR = {
     **{"en": "sco", "de": "als bar pfl", "es": "ast an", "it": "vec lmo", "pt": "gl", "nl": "vls li", "ar": "arz"},
     **{"az": "azb", "fa": "mzn", "hi": "bh", "ur": "pnb", "fr": "wa", "be": "rue", "uk": "rue", "ku": "ckb"},
 }
+# Neighbours: short texts in one are easily taken for the other.
+_CLOSE = (
+    "cs sk",
+    "da nn no sv",
+    "af nl",
+    "az ku tk tr uz",
+    "be bg mk ru sr uk",
+    "ca es gl oc pt",
+    "fa ur",
+    "de lb nds",
+    "ceb ilo tl war",
+    "ia it la rm",
+    "hi mr ne sa",
+)
 _ALIASES = {"nb": "no", "iw": "he", "in": "id", "fil": "tl", "cmn": "zh", "gsw": "als"}
 
 
@@ -79,6 +93,11 @@ def code_of(language: str) -> str:
 def near(code: str) -> tuple[str, ...]:
     """The codes that a text in this language may be labelled with."""
     return (code, *_NEAR.get(code, "").split())
+
+
+def close(code: str, other: str) -> bool:
+    """Whether a short text in the one language is easily taken for one in the other."""
+    return any(code in group.split() and other in group.split() for group in _CLOSE)
 
 
 def scripts(code: str) -> tuple[str, ...]:
@@ -129,6 +148,16 @@ def outside(allowed: tuple[str, ...]) -> regex.Pattern[str]:
     inside = "".join(rf"\p{{Script={script}}}" for script in (*allowed, "Common", "Inherited"))
     letter = rf"[\p{{L}}--[{inside}]]"
     return regex.compile(rf"(?V1){letter}(?:[\p{{M}}\p{{Nd}}\p{{P}}\p{{Zs}}]{{0,3}}{letter})*+")
+
+
+@lru_cache(maxsize=256)
+def _inside(allowed: tuple[str, ...]) -> regex.Pattern[str]:
+    return regex.compile("|".join(rf"\p{{Script={script}}}" for script in allowed))
+
+
+def written(text: str, code: str) -> bool:
+    """Whether a text has a letter of a script that the language is written in."""
+    return _inside(scripts(code)).search(text) is not None
 
 
 _ANY = regex.compile("|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in (*NAMES, "Latin")))
