@@ -118,14 +118,18 @@ def _tables(text: str) -> list[list[tuple[list[str], str]]]:
             and ("|" in below or ":" in below)  # else it makes a heading of the line above
             and not _OTHER.match(head)
             and not _OTHER.match(below)
-            and head.strip("| \t") != ""
-            and len(_cells(head)) == len(_cells(below))
+            and head.strip()
         )
         if not fits:
             at += 1
             continue
+        if head.strip() == "|" or len(_cells(head)) != len(_cells(below)):
+            # GitHub looks for no other table in the same paragraph.
+            while at < len(lines) and lines[at].strip() and not _OTHER.match(lines[at]):
+                at += 1
+            continue
         end = at + 1
-        while end < len(lines) and lines[end].strip("| \t") and not _OTHER.match(lines[end]):
+        while end < len(lines) and lines[end].strip() not in ("", "|") and not _OTHER.match(lines[end]):
             end += 1
         tables.append([(_cells(line), line) for line in lines[at - 1 : end]])
         at = end + 1
@@ -149,9 +153,8 @@ def parse_markdown_table(response: str, columns: Columns = (), rows: int | None 
     """
     text = bounded(response)
     blocks = list(fences(text))
-    outside = text
-    for block in reversed(blocks):
-        outside = outside[: block.start] + "\n" + outside[block.end :]
+    edges = [0, *(edge for block in blocks for edge in (block.start, block.end)), len(text)]
+    outside = "\n".join(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
     found = _tables(outside) or (_tables(blocks[0].body) if len(blocks) == 1 else [])
     if len(found) != 1:
         raise Malformed(f"{len(found)} tables where one is expected" if found else "no table")
@@ -172,7 +175,7 @@ def markdown_table(response: str, columns: Columns = (), rows: int | None = None
 
 # Whole tables
 
-COMPARED = 2_000_000
+COMPARED = 1_000_000
 """Pairs of rows that are compared at most where they differ within the tolerance."""
 
 
