@@ -100,6 +100,10 @@ _OTHER = re.compile(
 )
 
 
+# Of these, a block to which the lines below belong as well, up to an empty one.
+_GOES_ON = re.compile(r" {0,3}(>|[-+*][ \t]|\d{1,9}[.)][ \t]|(</?[a-zA-Z]+[ \t/>]|<[!?]))")
+
+
 def _cells(line: str) -> list[str]:
     """The cells of a row: split at each pipe without a backslash before it, also within code."""
     parts = _PIPE.split(line.strip(" \t"))
@@ -113,6 +117,11 @@ def _tables(text: str) -> list[list[tuple[list[str], str]]]:
     lines, tables, at = re.split(r"\r\n|\r|\n", text), [], 1
     while at < len(lines):
         head, below = lines[at - 1], lines[at]
+        if block := _GOES_ON.match(head):
+            while at < len(lines) and lines[at].strip() and (block[2] or not _OTHER.match(lines[at])):
+                at += 1
+            at += 1
+            continue
         fits = (
             _DELIMITER.fullmatch(below.strip())
             and ("|" in below or ":" in below)  # else it makes a heading of the line above
