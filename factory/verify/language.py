@@ -97,9 +97,10 @@ class Span:
     language: str
 
 
-_END = re.compile(r"[.!?…؟।]+(?=\s)|[。！？]+|\n+|\Z")
+# Each mark and word begins where none like it is before: else every place in a long run would be tried.
+_END = re.compile(r"(?<![.!?…؟।])[.!?…؟।]++(?=\s)|[。！？]+|\n+|\Z")
 _PIECE = re.compile(r"\S.{0,250}(?=\s|\Z)|\S.{0,250}")
-_LATIN = regex.compile(r"\p{Latin}[\p{Latin}\p{M}'’-]*+(?:[ ,;:.–-]{1,3}\p{Latin}[\p{Latin}\p{M}'’-]*+){4,}")
+_LATIN = regex.compile(r"(?<![\p{Latin}\p{M}'’-])\p{Latin}[\p{Latin}\p{M}'’-]*+(?:[ ,;:.–-]{1,3}\p{Latin}[\p{Latin}\p{M}'’-]*+){4,}")
 """Five Latin words in a row: in a language of another script more than a name."""
 
 
