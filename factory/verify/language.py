@@ -100,7 +100,9 @@ class Span:
 # Each mark and word begins where none like it is before: else every place in a long run would be tried.
 _END = re.compile(r"(?<![.!?…؟।])[.!?…؟।]++(?=\s)|[。！？]+|\n+|\Z")
 _PIECE = re.compile(r"\S.{0,250}(?=\s|\Z)|\S.{0,250}")
-_LATIN = regex.compile(r"(?<![\p{Latin}\p{M}'’-])\p{Latin}[\p{Latin}\p{M}'’-]*+(?:[ ,;:.–-]{1,3}\p{Latin}[\p{Latin}\p{M}'’-]*+){4,}")
+_LATIN = regex.compile(
+    r"(?<![\p{Latin}\p{M}'’-])\p{Latin}[\p{Latin}\p{M}'’-]*+(?:[ ,;:.–-]{1,3}\p{Latin}[\p{Latin}\p{M}'’-]*+){4,}"
+)
 """Five Latin words in a row: in a language of another script more than a name."""
 
 
@@ -221,7 +223,7 @@ def not_degenerate(response: str) -> Check:
     Not passed: one character 60 times in a row (rules and dots may be longer), a syllable 16 times; the same line of
     8 letters or more 6 times and in a third of all lines; an end that comes round 4 times in 24 words or more (marks
     with spaces between: 60), the last one cut off or not; a loop of 8 rounds and 40 words anywhere; more than half of
-    all 6-grams of words seen before; a text of 1,000 bytes that zlib makes 10 times smaller; 600 words without the
+    all 6-grams of words seen before; 1,000 bytes of words that zlib makes 10 times smaller; 600 words without the
     end of a sentence or line.
     """
     try:
@@ -251,7 +253,7 @@ def not_degenerate(response: str) -> Check:
             gram, times = Counter(grams).most_common(1)[0]
             at = grams.index(gram)
             return Check(False, f"more than half is repeated, {shown(' '.join(words[at : at + 6]))} {times} times")
-    data = text.encode()
+    data = " ".join(words).encode()
     if len(data) >= 1000 and (ratio := len(data) / len(zlib.compress(data))) > RATIO:
         return Check(False, f"compresses {ratio:.1f} times")
     if len(words) > SENTENCE:
