@@ -48,7 +48,7 @@ def targets(data: Path) -> list[str]:
     return [line.split("\t")[3] for line in lines if line]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.text("aé \"'’“”[]()1.•†*#+-–A\n") | st.text(max_size=12))
 def test_texts_are_normalised_as_the_evaluator_does(text: str) -> None:
     assert normalized(text) == official().normalize(text)
@@ -74,7 +74,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     st.lists(st.sampled_from(PIECES), min_size=1, max_size=3), st.lists(st.sampled_from(PIECES), min_size=1, max_size=3)
 )
