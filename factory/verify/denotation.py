@@ -22,7 +22,7 @@ NEAR = 1e-6
 """Numbers that are nearer than this are equal."""
 _PLAIN = {ord(mark): plain for marks, plain in (("‘’´`", "'"), ("“”", '"'), ("‐‑‒–—−", "-")) for mark in marks}
 # Trailing citations, [1] or any […] that is not the whole, marks of notes, and details in brackets.
-_TAIL = re.compile(r"(?:\s*(?:(?<!\A)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+]|(?<=\s)\([^)]*\)))+\Z")
+_TAIL = re.compile(r"(?:\s*(?:(?<!\A)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+]|(?<= )\([^)]*\)))+\Z")
 _QUOTED = re.compile(r'"([^"]*)"')
 _MONTHS = {
     **{"jan": 1, "feb": 2, "mar": 3, "apr": 4, "may": 5, "jun": 6},
