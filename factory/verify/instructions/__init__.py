@@ -1,0 +1,10 @@
+"""Instructions that a program can verify: the kinds, whether a response follows them, and those that a model writes."""
+
+from factory.verify.instructions import content, form, more
+from factory.verify.instructions.follow import follows, variants, verdicts
+from factory.verify.instructions.kind import Kind, describe, draw, instruction, kind, kinds
+
+__all__ = ["Kind", "content", "describe", "draw", "follows", "form", "instruction"]
+__all__ += ["kind", "kinds", "more", "variants", "verdicts"]
+
+LIBRARIES = ("langdetect",)
