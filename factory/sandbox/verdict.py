@@ -22,7 +22,7 @@ Status = Literal[
 Tier = Literal["A", "B", "C", ""]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verdict:
     """The judgement of one program.
 
