@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import _thread
 import builtins
+import os
 import struct
 
-from factory.sandbox.wire import Broken, Decoder, Encoder, Refused, decode, receive, send
+from factory.sandbox.wire import MESSAGE, Broken, Decoder, Encoder, Refused, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+_length = struct.Struct(">I")
 
 
 def _raisable() -> dict[str, type[BaseException]]:
@@ -190,3 +194,35 @@ class Peer:
 
 def _refuse(value: object) -> bytes:
     raise Refused(f"an object of type {type(value).__name__}")
+
+
+def send(fd: int, message: bytes) -> None:
+    """One frame. OSError where the other side is gone."""
+    if len(message) > MESSAGE:
+        raise Refused(f"a message of {len(message):,} bytes: at most {MESSAGE:,} pass")
+    data = memoryview(_length.pack(len(message)) + message)
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def receive(fd: int) -> bytes:
+    """One frame. EOFError where the other side is gone, Broken where it is longer than allowed."""
+    size = _length.unpack(_exactly(fd, 4))[0]
+    if size > MESSAGE:
+        raise Broken(f"a message of {size:,} bytes: at most {MESSAGE:,} pass")
+    return _exactly(fd, size)
+
+
+def _exactly(fd: int, size: int) -> bytes:
+    data = os.read(fd, size)
+    if len(data) == size:
+        return data
+    parts = [data]
+    left = size - len(data)
+    while data and left:
+        data = os.read(fd, min(left, 1 << 20))
+        parts.append(data)
+        left -= len(data)
+    if left:
+        raise EOFError
+    return b"".join(parts)

@@ -1,4 +1,4 @@
-"""Values between two boxes: a strict binary code of literals, and frames over a socket.
+"""Values between two boxes: a strict binary code of literals.
 
 Runs inside of the boxes too, and imports nothing that costs time. What arrives is bytes of an untrusted process: it is
 parsed by rules that only make exact builtin types, so nothing in it runs, and nothing in it decides how it compares.
@@ -9,7 +9,6 @@ as arguments keep their identity on the way back (`known`): what a function chan
 
 from __future__ import annotations
 
-import os
 import struct
 
 TYPE_CHECKING = False
@@ -124,9 +123,9 @@ def _make(name: str, parts: tuple[Any, ...]) -> object:
 
 
 _PLAIN: tuple[tuple[type, Callable[[Any], object]], ...] = (
-    (int, lambda value: int.__add__(value, 0)),
-    (float, lambda value: float.__add__(value, 0.0)),
-    (complex, lambda value: complex.__add__(value, 0)),
+    (int, lambda value: int.__pos__(value)),
+    (float, lambda value: float.__pos__(value)),
+    (complex, lambda value: complex.__pos__(value)),
     (str, lambda value: str.__str__(value)),
     (bytes, lambda value: bytes.__getitem__(value, slice(None))),
     (bytearray, lambda value: bytearray.__getitem__(value, slice(None))),
@@ -419,35 +418,3 @@ def decode(decoder: Decoder) -> Any:
     if not decoder.ended():
         raise Broken("bytes behind a message")
     return value
-
-
-def send(fd: int, message: bytes) -> None:
-    """One frame. OSError where the other side is gone."""
-    if len(message) > MESSAGE:
-        raise Refused(f"a message of {len(message):,} bytes: at most {MESSAGE:,} pass")
-    data = memoryview(_u32.pack(len(message)) + message)
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def receive(fd: int) -> bytes:
-    """One frame. EOFError where the other side is gone, Broken where it is longer than allowed."""
-    size = _u32.unpack(_exactly(fd, 4))[0]
-    if size > MESSAGE:
-        raise Broken(f"a message of {size:,} bytes: at most {MESSAGE:,} pass")
-    return _exactly(fd, size)
-
-
-def _exactly(fd: int, size: int) -> bytes:
-    data = os.read(fd, size)
-    if len(data) == size:
-        return data
-    parts = [data]
-    left = size - len(data)
-    while data and left:
-        data = os.read(fd, min(left, 1 << 20))
-        parts.append(data)
-        left -= len(data)
-    if left:
-        raise EOFError
-    return b"".join(parts)
