@@ -11,19 +11,21 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from factory.teacher.request import Failed, Message, Request, Response, Sampling
+from factory.teacher.prompts import Prompt
+from factory.teacher.request import Failed, Request, Response, Sampling
 from factory.verify.fences import fences
 from factory.verify.instructions.generated import Dropped, Example, Verifiers
 
 Relation = Literal["entailment", "neutral", "contradiction"]
-Render = Callable[..., str]
-"""A prompt's template: variables in, text out."""
 Ask = Callable[[Iterable[Request]], Iterator[Response | Failed]]
 """`Teacher.ask`."""
+GREEDY = Sampling(temperature=0)
+Key = tuple[int, str]
+"""A function: the number of its instruction, and its source."""
 
 _FUNCTION = re.compile(r"^(?:async )?def evaluate\(", re.MULTILINE)
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,4}[.):])\s*")
@@ -39,15 +41,11 @@ class Unclear(ValueError):
 
 def rewrites(answer: str) -> list[str]:
     """The instructions of a list, one a line, without numbers, bullets and doubles. Unclear where there are none."""
-    lines = [_MARK.sub("", line).strip().strip("*\"'`").strip() for line in _lines(answer) if _MARK.match(line)]
-    found = list(dict.fromkeys(line for line in lines if line))
+    lines = [_MARK.sub("", line).strip().strip("*\"'`").strip() for line in answer.splitlines() if _MARK.match(line)]
+    found = list(dict.fromkeys(line for line in lines if re.search(r"\w", line)))
     if not found:
         raise Unclear("no list of instructions: no line begins with a number or a bullet")
     return found
-
-
-def _lines(answer: str) -> list[str]:
-    return [line for line in answer.splitlines() if not line.lstrip().startswith("```")]
 
 
 def candidate(answer: str) -> tuple[list[str], list[Example]]:
@@ -136,9 +134,9 @@ def relation(answer: str) -> Relation:
     """How a description stands to its instruction. Unclear where the answer names none of the three, or several."""
     words = set(re.findall(r"entailment|neutral|contradiction", answer.lower()))
     last = re.findall(r"[a-z]+", answer.lower())[-1:]
-    for name in ("entailment", "neutral", "contradiction"):
+    for name in get_args(Relation):
         if words == {name} or (words and last == [name]):
-            return name  # type: ignore[return-value]
+            return name
     raise Unclear(f"neither entailment, neutral nor contradiction: {answer.strip()[:100]!r}")
 
 
@@ -154,9 +152,9 @@ def score(answer: str) -> int:
 def back_translate(
     written: Sequence[tuple[str, Verifiers]],
     ask: Ask,
-    describe: Render,
-    compare: Render,
-    sampling: Sampling = Sampling(temperature=0),
+    describe: Prompt,
+    compare: Prompt,
+    sampling: Sampling = GREEDY,
 ) -> list[Verifiers]:
     """Drop the functions that check something else than their instruction (AutoIF: back-translation).
 
@@ -164,11 +162,11 @@ def back_translate(
     that contradicts the instruction. A function goes where it does, and where the teacher has no clear answer.
     """
     functions = [(number, source) for number, (_, one) in enumerate(written) for source in one.functions]
-    dropped: dict[tuple[int, str], Dropped] = {}
+    dropped: dict[Key, Dropped] = {}
 
-    def asked(pairs: Sequence[tuple[tuple[int, str], str]], reason: str) -> Iterator[tuple[tuple[int, str], str]]:
-        requests = [Request(messages=(Message("user", prompt),), sampling=sampling) for _, prompt in pairs]
-        for (key, _), answer in zip(pairs, ask(requests), strict=True):
+    def asked(prompt: Prompt, rows: Mapping[Key, Mapping[str, str]], reason: str) -> Iterator[tuple[Key, str]]:
+        requests = (Request(messages=prompt.messages(row), sampling=sampling) for row in rows.values())
+        for key, answer in zip(rows, ask(requests), strict=True):
             text = "" if isinstance(answer, Failed) else answer.choices[0].text.strip()
             if text:
                 yield key, text
@@ -176,12 +174,9 @@ def back_translate(
                 why = answer.error if isinstance(answer, Failed) else "an empty answer"
                 dropped[key] = Dropped("function", key[1], reason, why)
 
-    described = list(asked([(key, describe(function=key[1])) for key in functions], "not described"))
-    questions = [
-        (key, compare(instruction=written[key[0]][0], description=description)) for key, description in described
-    ]
-    descriptions = dict(described)
-    for key, answer in asked(questions, "not compared"):
+    descriptions = dict(asked(describe, {key: {"function": key[1]} for key in functions}, "not described"))
+    pairs = {key: {"instruction": written[key[0]][0], "description": text} for key, text in descriptions.items()}
+    for key, answer in asked(compare, pairs, "not compared"):
         try:
             if relation(answer) == "contradiction":
                 dropped[key] = Dropped("function", key[1], "contradicts", descriptions[key])

@@ -8,9 +8,9 @@ half of the functions that are kept accept it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
 
 from factory.engine.errors import FactoryError
 from factory.sandbox.limits import Limits
@@ -27,7 +27,7 @@ STOPS = 4
 """Jobs of a function that are stopped before their end, by a limit or by its own death, until it is given up."""
 _READY, _EVALUATE = "_factory_ready", "_factory_evaluate"
 # Runs behind the function, in its box. What the function does to it can only cost the function its verdicts.
-_AROUND = f'''
+_AROUND = f"""
 
 def {_READY}():
     return callable(evaluate)
@@ -51,7 +51,7 @@ def {_EVALUATE}(response):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     return value if value is True or value is False else "a value of type " + type(value).__name__
-'''
+"""
 
 
 class Sandbox(Protocol):
