@@ -116,7 +116,9 @@ def languages() -> dict[str, Language]:
 
 
 def _row(name: str, row: dict[str, Any]) -> Language:
-    return Language(name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+    return Language(
+        name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    )
 
 
 def language(name: str) -> Language:
@@ -126,7 +128,9 @@ def language(name: str) -> Language:
     for row in rows.values():
         if wanted == row.name or wanted in row.aliases:
             return row
-    raise FactoryError(f"{name}: no such language in languages.toml{nearest(wanted, rows)}: factory sandbox doctor lists them")
+    raise FactoryError(
+        f"{name}: no such language in languages.toml{nearest(wanted, rows)}: factory sandbox doctor lists them"
+    )
 
 
 @functools.cache
@@ -271,7 +275,9 @@ class _Run:
             printed = done.stdout.decode(errors="replace")
             passed.append(done.code == 0 and agrees(case.stdout, printed, self.task.tolerance))
             if not passed[-1]:
-                told = f"exit code {done.code}" if done.code else f"printed {_short(printed)}, not {_short(case.stdout)}"
+                told = (
+                    f"exit code {done.code}" if done.code else f"printed {_short(printed)}, not {_short(case.stdout)}"
+                )
                 return replace(self._say("failed", f"case {number}: {told}", done), cases=tuple(passed))
         return replace(self._say("passed", "", done), cases=tuple(passed))
 

@@ -39,7 +39,9 @@ def _all(packages: Iterable[Iterable[str]]) -> list[str]:
 
 def debian(packages: Sequence[str]) -> None:
     """Install Debian packages that are absent, all in one go."""
-    query = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages], capture_output=True, text=True)
+    query = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages], capture_output=True, text=True
+    )
     there = {line.split()[0] for line in query.stdout.splitlines() if line.endswith(" installed")}
     if shutil.which("npm"):  # a node that is not Debian's brings its own npm, and excludes Debian's
         there |= {"npm"}
@@ -61,7 +63,9 @@ def debian(packages: Sequence[str]) -> None:
 def npm(packages: Sequence[str]) -> None:
     """Install npm packages into {tools}/npm, of exact versions."""
     folder = f"{tools()}/npm"
-    absent = [package for package in packages if not os.path.isdir(f"{folder}/node_modules/{package.rpartition('@')[0]}")]
+    absent = [
+        package for package in packages if not os.path.isdir(f"{folder}/node_modules/{package.rpartition('@')[0]}")
+    ]
     print(f"npm: {len(packages) - len(absent)} packages are in {folder}, {len(absent)} to install")
     if absent:
         os.makedirs(folder, exist_ok=True)

@@ -100,8 +100,16 @@ def test_answers_that_say_too_little_are_told(answer, said):
 
 
 def test_rewrites():
-    answer = 'Here are some:\n1. Use no comma.\n2) "End with so."\n\n- **Write in verse.**\n---\n3. Use no comma.\nThat is all.'
-    assert rewrites(answer) == ["Use no comma.", "End with so.", "Write in verse."]
+    answer = """Here are some:
+1. Use no comma.
+2) "End with so."
+
+- **Write in verse.**
+---
+3. Use no comma.
+4. "Yes" comes before "no"
+That is all."""
+    assert rewrites(answer) == ["Use no comma.", "End with so.", "Write in verse.", '"Yes" comes before "no"']
     with pytest.raises(Unclear):
         rewrites("I will not.")
 

@@ -29,6 +29,7 @@ Key = tuple[int, str]
 
 _FUNCTION = re.compile(r"^(?:async )?def evaluate\(", re.MULTILINE)
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,4}[.):])\s*")
+_AROUND = re.compile(r"^(\*\*|[\"'`*])((?:(?!\1).)+)\1$")
 _SCORE = re.compile(r"(?<![\d.])(10|[1-9])(?:\s*/\s*10)?(?![\d.]*\d)")
 _CODE = ("function", "func", "code")
 _RESPONSE, _FOLLOWS = ("response", "input"), ("follows", "output", "expected")
@@ -41,7 +42,9 @@ class Unclear(ValueError):
 
 def rewrites(answer: str) -> list[str]:
     """The instructions of a list, one a line, without numbers, bullets and doubles. Unclear where there are none."""
-    lines = [_MARK.sub("", line).strip().strip("*\"'`").strip() for line in answer.splitlines() if _MARK.match(line)]
+    lines = [
+        _AROUND.sub(r"\2", _MARK.sub("", line).strip()).strip() for line in answer.splitlines() if _MARK.match(line)
+    ]
     found = list(dict.fromkeys(line for line in lines if re.search(r"\w", line)))
     if not found:
         raise Unclear("no list of instructions: no line begins with a number or a bullet")

@@ -1,0 +1,195 @@
+"""Verifiers that a model writes, run in the real sandbox: good, wrong, crashing, endless and malicious functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from factory.engine.errors import FactoryError
+from factory.sandbox.judge import Sandbox
+from factory.sandbox.verdict import Task, Verdict
+from factory.verify.instructions.generated import CALLS, Example, Verifiers, cross_check
+
+GOOD = (
+    'def evaluate(response):\n    return "," not in response\n',
+    "import re\n\n\ndef evaluate(response):\n    return re.search(',', response) is None\n",
+    "def evaluate(response: str) -> bool:\n    return response.count(chr(44)) == 0\n",
+)
+CASES = (
+    Example("No comma here.", True),
+    Example("Well, here is one.", False),
+    Example("", True),
+    Example("1,000", False),
+)
+BAD = {
+    "always true": "def evaluate(response):\n    return True\n",
+    "the other way round": 'def evaluate(response):\n    return "," in response\n',
+    "raises": "def evaluate(response):\n    return response[10**6] == ','\n",
+    "no bool": "import re\n\n\ndef evaluate(response):\n    return re.match('[^,]*$', response)\n",
+    "equal to all": (
+        "class Any:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n\n\n"
+        "def evaluate(response):\n    return Any()\n"
+    ),
+    "exits": "import sys\n\n\ndef evaluate(response):\n    sys.exit(0)\n",
+    "dies": "import os\n\n\ndef evaluate(response):\n    os._exit(0)\n",
+    "kills": "import os, signal\n\n\ndef evaluate(response):\n    os.kill(os.getpid(), signal.SIGKILL)\n",
+    "endless": "def evaluate(response):\n    while True: pass\n",
+    "sleeps": "import time\n\n\ndef evaluate(response):\n    time.sleep(3600)\n",
+    "backtracks": "import re\n\n\ndef evaluate(response):\n    return bool(re.match('(a+)+$', 'a' * 60 + '!'))\n",
+    "eats memory": "def evaluate(response):\n    return len(bytearray(1 << 40)) > 0\n",
+    "reads the harness": (
+        "import gc, inspect\n\n\ndef evaluate(response):\n"
+        "    held = [o for o in gc.get_objects() if type(o) is tuple and len(o) == 4 and o[-1] is True]\n"
+        "    return any('follows' in str(f.frame.f_locals) for f in inspect.stack()) or bool(held)\n"
+    ),
+    "writes to every channel": (
+        "import os\n\n\ndef evaluate(response):\n    for fd in range(20):\n        try: os.write(fd, b'True\\n' * 9)\n"
+        "        except OSError: pass\n    return True\n"
+    ),
+}  # fmt: skip
+UNFIT = {
+    "syntax": "def evaluate(response)\n    return True\n",
+    "no function": "def check(response):\n    return True\n",
+    "raises as it loads": "import nothing_of_this_name\n\n\ndef evaluate(response):\n    return True\n",
+    "exits as it loads": "raise SystemExit(0)\n",
+    "dies as it loads": "import os\nos._exit(0)\n",
+    "not Python": "\0 is no source",
+    "not a function": "evaluate = 3\n",
+}
+
+
+class Counted:
+    """The real sandbox, and how many jobs it was given."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox, self.jobs = sandbox, 0
+
+    def judge_all(self, tasks: Iterable[Task]) -> Iterator[Verdict]:
+        tasks = list(tasks)
+        self.jobs += len(tasks)
+        yield from self.sandbox.judge_all(tasks)
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Sandbox]:
+    try:
+        sandbox = Sandbox()
+        sandbox.__enter__()
+    except FactoryError as error:
+        pytest.skip(f"no sandbox here: {error}")
+    with sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(real) -> Counted:
+    return Counted(real)
+
+
+def test_what_confirms_each_other_is_kept(sandbox):
+    wrong_case = Example("No comma, or so it says", True)
+    found = cross_check([*GOOD, GOOD[0], BAD["always true"]], [*CASES, wrong_case, CASES[0]], sandbox)
+    assert found.functions == GOOD and found.cases == CASES
+    assert found.survives and not found.one_sided
+    assert found.counts() == {
+        "function: kept": 3, "function: duplicate": 1, "function: accuracy": 1,
+        "case: kept": 4, "case: accuracy": 1, "case: duplicate": 1,
+    }  # fmt: skip
+    assert [(one.item, one.detail) for one in found.dropped if one.reason == "accuracy"] == [
+        (wrong_case.response, "1 of 4 functions"),
+        (BAD["always true"], "2 of 4 cases; failed: _factory_evaluate: True where False is expected"),
+    ]
+    assert sandbox.jobs == 4
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_functions_are_dropped_and_do_no_harm(sandbox, kind):
+    found = cross_check([BAD[kind], *GOOD], CASES, sandbox)
+    assert found.functions == GOOD and found.cases == CASES
+    (dropped,) = found.dropped
+    assert dropped.item == BAD[kind]
+    assert dropped.reason in ("accuracy", "never ends") and dropped.detail
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_functions_that_do_not_load_have_no_say(sandbox, kind):
+    """Two of them would outvote one good function, and drop its cases."""
+    found = cross_check([UNFIT[kind], UNFIT[kind] + "\n# again", GOOD[0]], CASES, sandbox)
+    assert found.functions == GOOD[:1] and found.cases == CASES
+    assert [one.reason for one in found.dropped] == ["does not load"] * 2
+    assert all(one.detail for one in found.dropped)
+    assert sandbox.jobs == 3
+
+
+@pytest.mark.parametrize(
+    "trap",
+    ["while True: pass", "import os; os._exit(1)", "raise KeyError(response)", "return None"],
+)
+def test_a_call_that_fails_is_wrong_alone(sandbox, trap):
+    flawed = f'def evaluate(response):\n    if response == "1,000":\n        {trap}\n    return "," not in response\n'
+    found = cross_check([flawed, *GOOD], CASES, sandbox)
+    assert found.functions == (flawed, *GOOD) and found.cases == CASES
+    check, other = Verifiers((flawed,), CASES).check_all(["1,000", "fine"], sandbox)
+    assert not check.passed and other.passed
+
+
+def test_a_call_that_outlives_its_alarm_is_found_by_halves(sandbox):
+    stubborn = (
+        "def evaluate(response):\n    while response == '':\n        try:\n            while True: pass\n"
+        "        except BaseException: pass\n    return ',' not in response\n"
+    )
+    found = cross_check([stubborn, *GOOD], CASES[:3], sandbox)
+    assert found.functions == (stubborn, *GOOD) and found.cases == CASES[:3]
+
+
+def test_an_instruction_of_which_nothing_is_left(sandbox):
+    for functions, cases in [([], CASES), (GOOD, []), ([BAD["always true"]], CASES[1:2]), ([UNFIT["syntax"]], CASES)]:
+        found = cross_check(functions, cases, sandbox)
+        assert not found.survives and not found.functions
+        assert len(found.dropped) == len(functions) + len(cases) or not cases
+    with pytest.raises(FactoryError, match="no verification function is left"):
+        found.check("Some text", sandbox)
+
+
+def test_a_constant_function_is_told_by_its_cases(sandbox):
+    found = cross_check([BAD["always true"]], [CASES[0], CASES[2]], sandbox)
+    assert found.survives and found.one_sided
+
+
+def test_a_response_is_accepted_by_more_than_half_of_the_functions(sandbox):
+    strict = 'def evaluate(response):\n    return "," not in response and response.endswith(".")\n'
+    verifiers = Verifiers((*GOOD[:2], strict, BAD["always true"]), CASES)
+    responses = ["Fine.", "No stop", "Well, no", "Fine.", ""]
+    checks = verifiers.check_all(responses, sandbox)
+    assert [check.score for check in checks] == [1.0, 0.75, 0.25, 1.0, 0.75]
+    assert [check.passed for check in checks] == [True, True, False, True, True]
+    assert sandbox.jobs == 4
+    assert verifiers.check("Well, no", sandbox) == checks[2]
+    assert checks[2].reason == "1 of 4 functions accept it"
+    half = Verifiers((GOOD[0], BAD["always true"]), CASES)
+    assert not half.check("Well, no", sandbox).passed  # half is not more than half
+
+
+def test_many_functions_on_many_cases_are_few_jobs(sandbox):
+    functions = [f"{source}# {number}\n" for number in range(4) for source in GOOD]
+    cases = [Example(f"{'a' * 5000} {i}{',' * (i % 3)} – é 😀 \udcff", i % 3 == 0) for i in range(40)]
+    found = cross_check(functions, cases, sandbox)
+    assert (len(found.functions), len(found.cases)) == (12, 40) and not found.dropped
+    assert sandbox.jobs == 12 * -(-40 // CALLS)
+
+
+def test_rows_are_plain_and_read_back(sandbox):
+    found = cross_check([*GOOD, *BAD.values()][:6], CASES, sandbox)
+    assert found.dropped
+    assert Verifiers.of(json.loads(json.dumps(found.row()))) == found
+
+
+def test_a_sandbox_that_fails_is_no_verdict():
+    class Broken:
+        def judge_all(self, tasks: Iterable[Task]) -> Iterator[Verdict]:
+            return (Verdict("sandbox_error", "the box is gone") for _ in tasks)
+
+    with pytest.raises(FactoryError, match="could not be run: sandbox_error: the box is gone"):
+        cross_check(GOOD, CASES, Broken())
