@@ -9,7 +9,9 @@ import pytest
 
 from factory.engine.errors import FactoryError
 from factory.sandbox.judge import Sandbox
+from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Task, Verdict
+from factory.verify.instructions import generated
 from factory.verify.instructions.generated import CALLS, Example, Verifiers, cross_check
 
 GOOD = (
@@ -35,9 +37,6 @@ BAD = {
     "exits": "import sys\n\n\ndef evaluate(response):\n    sys.exit(0)\n",
     "dies": "import os\n\n\ndef evaluate(response):\n    os._exit(0)\n",
     "kills": "import os, signal\n\n\ndef evaluate(response):\n    os.kill(os.getpid(), signal.SIGKILL)\n",
-    "endless": "def evaluate(response):\n    while True: pass\n",
-    "sleeps": "import time\n\n\ndef evaluate(response):\n    time.sleep(3600)\n",
-    "backtracks": "import re\n\n\ndef evaluate(response):\n    return bool(re.match('(a+)+$', 'a' * 60 + '!'))\n",
     "eats memory": "def evaluate(response):\n    return len(bytearray(1 << 40)) > 0\n",
     "reads the harness": (
         "import gc, inspect\n\n\ndef evaluate(response):\n"
@@ -49,6 +48,11 @@ BAD = {
         "        except OSError: pass\n    return True\n"
     ),
 }  # fmt: skip
+SLOW = (
+    "def evaluate(response):\n    while True: pass\n",
+    "import time\n\n\ndef evaluate(response):\n    time.sleep(3600)\n",
+    "import re\n\n\ndef evaluate(response):\n    return bool(re.match('(a+)+$', 'a' * 60 + '!'))\n",
+)
 UNFIT = {
     "syntax": "def evaluate(response)\n    return True\n",
     "no function": "def check(response):\n    return True\n",
@@ -113,6 +117,14 @@ def test_bad_functions_are_dropped_and_do_no_harm(sandbox, kind):
     assert dropped.reason in ("accuracy", "never ends") and dropped.detail
 
 
+def test_endless_functions_are_dropped(sandbox):
+    found = cross_check([*SLOW, *GOOD, f"{GOOD[0]}# again"], CASES[:2], sandbox)
+    assert found.functions == (*GOOD, f"{GOOD[0]}# again") and found.cases == CASES[:2]
+    assert [(one.item, one.reason) for one in found.dropped] == [(source, "accuracy") for source in SLOW]
+    assert all("slower than 2 seconds" in one.detail for one in found.dropped)
+    assert sandbox.jobs == 7
+
+
 @pytest.mark.parametrize("kind", UNFIT)
 def test_functions_that_do_not_load_have_no_say(sandbox, kind):
     """Two of them would outvote one good function, and drop its cases."""
@@ -131,17 +143,19 @@ def test_a_call_that_fails_is_wrong_alone(sandbox, trap):
     flawed = f'def evaluate(response):\n    if response == "1,000":\n        {trap}\n    return "," not in response\n'
     found = cross_check([flawed, *GOOD], CASES, sandbox)
     assert found.functions == (flawed, *GOOD) and found.cases == CASES
-    check, other = Verifiers((flawed,), CASES).check_all(["1,000", "fine"], sandbox)
-    assert not check.passed and other.passed
 
 
-def test_a_call_that_outlives_its_alarm_is_found_by_halves(sandbox):
+@pytest.mark.slow
+def test_a_call_that_outlives_its_alarm_is_found_by_halves(sandbox, monkeypatch):
+    """Three jobs run out of time: all cases, the half, the one."""
+    monkeypatch.setattr(generated, "LIMITS", Limits(seconds=5))
     stubborn = (
-        "def evaluate(response):\n    while response == '':\n        try:\n            while True: pass\n"
+        "def evaluate(response):\n    while response == '':\n        try:\n            while True: sum(range(100))\n"
         "        except BaseException: pass\n    return ',' not in response\n"
     )
     found = cross_check([stubborn, *GOOD], CASES[:3], sandbox)
     assert found.functions == (stubborn, *GOOD) and found.cases == CASES[:3]
+    assert sandbox.jobs == 4 + 2 + 2
 
 
 def test_an_instruction_of_which_nothing_is_left(sandbox):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,8 +63,12 @@ def test_all_25_kinds_of_the_data_are_known(data):
     assert found == set(PUBLISHED)
 
 
-def test_follows_is_all_of_the_verdicts(data):
-    for prompt, ids, kwargs, response, expected in official(data, "strict")[:100]:
+def test_follows_is_all_of_the_verdicts_on_rows_of_a_table(data):
+    """In a column of Arrow each instruction has all arguments of all kinds, null where they are not its own."""
+    rows = official(data, "strict")[:100]
+    column = pa.array([kwargs for _, _, kwargs, *_ in rows]).to_pylist()
+    assert len(column[0][0]) > 10
+    for (prompt, ids, _, response, expected), kwargs in zip(rows, column, strict=True):
         check = follows(response, ids, kwargs, prompt)
         assert check.passed == all(expected)
         assert check.score == pytest.approx(sum(expected) / len(expected))
