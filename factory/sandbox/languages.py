@@ -19,19 +19,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from factory.engine.errors import FactoryError, nearest
-from factory.sandbox.box import ENVIRONMENT
+from factory.sandbox.box import ENVIRONMENT, Box, Execution
 from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Case, Status, Task, Tier, Verdict
 
-if TYPE_CHECKING:
-    from factory.sandbox.box import Box, Execution
-
-    OpenBox = Callable[..., AbstractContextManager[Box]]
-    """Makes a box of `mounts`, `environment` and `limits`."""
-
+OpenBox = Callable[..., AbstractContextManager[Box]]
+"""Makes a box of `mounts`, `environment` and `limits`: `Box`, or `Box` with an isolation of choice."""
 FOLDER = Path(__file__).parent
 TOLD = 4000
 """Characters of a program's output that a verdict carries."""
@@ -54,6 +50,7 @@ class Language:
     version: str
     check: str = ""
     compile: str = ""
+    prepare: str = ""
     end: str = ""
     tests: Literal["append", "none"] = "append"
     core: bool = False
@@ -99,7 +96,7 @@ class Language:
     def box(self, open_box: OpenBox, limits: Limits) -> AbstractContextManager[Box]:
         """A box with what the toolchain needs."""
         mounts = [path for pattern in self.mounts for path in sorted(glob.glob(pattern))]
-        if (self.npm or self.pypi) and not tools().startswith("/usr/"):
+        if not tools().startswith("/usr/") and os.path.isdir(tools()):
             mounts.append(tools())
         environment = {key: value.replace("{tools}", tools()) for key, value in self.environment.items()}
         return open_box(mounts=mounts, environment=environment, limits=limits)
