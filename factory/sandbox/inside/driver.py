@@ -13,8 +13,8 @@ import os
 import sys
 import types
 
-from factory.sandbox.peer import Gone, Peer
-from factory.sandbox.wire import Broken, Refused, literal, parse
+from factory.sandbox.inside.literals import Broken, Refused, literal, parse
+from factory.sandbox.inside.peer import Gone, Peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
