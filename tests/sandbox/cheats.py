@@ -66,13 +66,19 @@ CHEATS: dict[str, tuple[str, str]] = {
     "StopIteration by another name": (EACH, "class E(StopIteration): pass\ndef f(*a):\n    raise E"),
     "exit hook": (ADD, "import atexit, os\natexit.register(lambda: (print('passed'), os._exit(0)))\ndef f(*a): exit()"),
     "parent leaves, child goes on": (ADD, "import os\nif os.fork():\n    os._exit(0)" + _SHOW),
-    "child answers": (ADD, "import os\ndef f(*a):\n    if os.fork() == 0:\n        os._exit(0)\n    os.wait()\n    return 0"),
+    "child answers": (
+        ADD,
+        "import os\ndef f(*a):\n    if os.fork() == 0:\n        os._exit(0)\n    os.wait()\n    return 0",
+    ),
     "signal handler": (
         ADD,
         "import os, signal\nsignal.signal(signal.SIGALRM, lambda *a: os._exit(0))\n"
         "def f(*a):\n    signal.alarm(1)\n    while True: pass",
     ),
-    "kills all that it can": (ADD, "import os\ndef f(*a):\n    os.kill(-1, 9)\n    os.kill(os.getppid(), 9)\n    return 0"),
+    "kills all that it can": (
+        ADD,
+        "import os\ndef f(*a):\n    os.kill(-1, 9)\n    os.kill(os.getppid(), 9)\n    return 0",
+    ),
     "closes everything": (ADD, "import os\ndef f(*a):\n    os.closerange(0, 200)\n    return 0"),
     "replaces itself": (ADD, "import os\ndef f(*a):\n    os.execv('/bin/true', ['true'])"),
     # says that it passed
@@ -104,7 +110,10 @@ CHEATS: dict[str, tuple[str, str]] = {
     ),
     # values that compare as they like
     "equal to everything": (ADD, "class A:\n    def __eq__(self, o): return True\ndef f(*a): return A()"),
-    "never unequal": (ADD, "class A:\n    __ne__ = lambda s, o: False\n    __eq__ = lambda s, o: True\nf = lambda *a: A()"),
+    "never unequal": (
+        ADD,
+        "class A:\n    __ne__ = lambda s, o: False\n    __eq__ = lambda s, o: True\nf = lambda *a: A()",
+    ),
     "int of its own": (
         ADD,
         "class A(int):\n    __eq__ = lambda s, o: True\n    __hash__ = int.__hash__\n    __pos__ = lambda s: 5\ndef f(*a): return A()",
@@ -128,12 +137,18 @@ CHEATS: dict[str, tuple[str, str]] = {
         "class A(list):\n    __eq__ = lambda s, o: True\n    __len__ = lambda s: 3\ndef f(t): return A()",
     ),
     "tuple of its own": (ADD, "class A(tuple):\n    __eq__ = lambda s, o: True\ndef f(*a): return A()"),
-    "dict of its own": (COUNT, "class A(dict):\n    __eq__ = lambda s, o: True\n    __iter__ = lambda s: iter('xy')\nf = lambda t: A()"),
+    "dict of its own": (
+        COUNT,
+        "class A(dict):\n    __eq__ = lambda s, o: True\n    __iter__ = lambda s: iter('xy')\nf = lambda t: A()",
+    ),
     "keys that hash and compare as they like": (
         COUNT,
         "class K(str):\n    __hash__ = lambda s: 0\n    __eq__ = lambda s, o: True\ndef f(t): return {K('q'): 2, K('r'): 1}",
     ),
-    "type that compares": (ADD, "class M(type):\n    __eq__ = lambda s, o: True\nclass A(metaclass=M): pass\nf = lambda *a: A"),
+    "type that compares": (
+        ADD,
+        "class M(type):\n    __eq__ = lambda s, o: True\nclass A(metaclass=M): pass\nf = lambda *a: A",
+    ),
     "lies about its class": (
         ADD,
         "class A:\n    __class__ = property(lambda s: int)\n    __eq__ = lambda s, o: True\n    __int__ = __index__ = lambda s: 5\n"
@@ -149,7 +164,10 @@ CHEATS: dict[str, tuple[str, str]] = {
         UNIT,
         "class A:\n    __eq__ = lambda s, o: True\n    __contains__ = lambda s, o: True\n    __len__ = lambda s: 3\nf = lambda *a: A()",
     ),
-    "equal text": (ADD, "class A:\n    __repr__ = __str__ = lambda s: '5'\n    __eq__ = lambda s, o: True\nf = lambda *a: A()"),
+    "equal text": (
+        ADD,
+        "class A:\n    __repr__ = __str__ = lambda s: '5'\n    __eq__ = lambda s, o: True\nf = lambda *a: A()",
+    ),
     "no number": (CLOSE, "def f(x): return float('nan')"),
     "infinite": (CLOSE, "def f(x): return float('inf')"),
     "complex": (CLOSE, "def f(x): return complex('nan')"),
@@ -204,7 +222,8 @@ CHEATS: dict[str, tuple[str, str]] = {
     "builtins": (
         EACH,
         "import builtins\nbuiltins.all = builtins.any = lambda *a: True\nbuiltins.sum = lambda x: 0\n"
-        "builtins.map = lambda *a: []\nbuiltins.AssertionError = type('A', (BaseException,), {})\nbuiltins.len = lambda x: 3" + _SHOW,
+        "builtins.map = lambda *a: []\nbuiltins.AssertionError = type('A', (BaseException,), {})\nbuiltins.len = lambda x: 3"
+        + _SHOW,
     ),
     "mathematics": (
         CLOSE,
@@ -245,7 +264,10 @@ CHEATS: dict[str, tuple[str, str]] = {
     # takes too much
     "sleeps": (ADD, "import time\ndef f(*a): time.sleep(60)"),
     "loops": (ADD, "def f(*a):\n    while True: pass"),
-    "catches everything and loops": (ADD, "def f(*a):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass"),
+    "catches everything and loops": (
+        ADD,
+        "def f(*a):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+    ),
     "memory without end": (ADD, "def f(*a):\n    x = []\n    while True: x.append(bytearray(1 << 20))"),
     "output without end": (ADD, "def f(*a):\n    while True: print('passed' * 1000)"),
     "answers without end": (WORDS, "def f(t):\n    while True: yield 'a' * 10000"),
