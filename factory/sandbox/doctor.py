@@ -56,10 +56,7 @@ def _finding(row: Language, open_box: OpenBox, isolation: str) -> Finding:
 def table(findings: Sequence[Finding], width: int = 120) -> str:
     """The findings as lines of text, and their count."""
     rows = [("language", "isolation", "works", "version, or why not")]
-    rows += [
-        (f.language, f.isolation or "-", "yes" if f.works else "no", f.version if f.works else f.why_not)
-        for f in findings
-    ]
+    rows += [(f.language, f.isolation or "-", "yes" if f.works else "no", f.version if f.works else f.why_not) for f in findings]
     wide = [max(len(row[k]) for row in rows) for k in range(3)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, (*wide, 0), strict=True))[:width].rstrip() for row in rows]
     return "\n".join([*lines, f"{sum(f.works for f in findings)} of {len(findings)} languages work here"])

@@ -19,19 +19,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from factory.engine.errors import FactoryError, nearest
-from factory.sandbox.box import ENVIRONMENT
+from factory.sandbox.box import ENVIRONMENT, Box, Execution
 from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Case, Status, Task, Tier, Verdict
 
-if TYPE_CHECKING:
-    from factory.sandbox.box import Box, Execution
-
-    OpenBox = Callable[..., AbstractContextManager[Box]]
-    """Makes a box of `mounts`, `environment` and `limits`."""
-
+OpenBox = Callable[..., AbstractContextManager[Box]]
+"""Makes a box of `mounts`, `environment` and `limits`: `Box`, or `Box` with an isolation of choice."""
 FOLDER = Path(__file__).parent
 TOLD = 4000
 """Characters of a program's output that a verdict carries."""
@@ -54,6 +50,7 @@ class Language:
     version: str
     check: str = ""
     compile: str = ""
+    prepare: str = ""
     end: str = ""
     tests: Literal["append", "none"] = "append"
     core: bool = False
@@ -99,7 +96,7 @@ class Language:
     def box(self, open_box: OpenBox, limits: Limits) -> AbstractContextManager[Box]:
         """A box with what the toolchain needs."""
         mounts = [path for pattern in self.mounts for path in sorted(glob.glob(pattern))]
-        if (self.npm or self.pypi) and not tools().startswith("/usr/"):
+        if not tools().startswith("/usr/") and os.path.isdir(tools()):
             mounts.append(tools())
         environment = {key: value.replace("{tools}", tools()) for key, value in self.environment.items()}
         return open_box(mounts=mounts, environment=environment, limits=limits)
@@ -116,9 +113,7 @@ def languages() -> dict[str, Language]:
 
 
 def _row(name: str, row: dict[str, Any]) -> Language:
-    return Language(
-        name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    )
+    return Language(name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
 
 
 def language(name: str) -> Language:
@@ -128,9 +123,7 @@ def language(name: str) -> Language:
     for row in rows.values():
         if wanted == row.name or wanted in row.aliases:
             return row
-    raise FactoryError(
-        f"{name}: no such language in languages.toml{nearest(wanted, rows)}: factory sandbox doctor lists them"
-    )
+    raise FactoryError(f"{name}: no such language in languages.toml{nearest(wanted, rows)}: factory sandbox doctor lists them")
 
 
 @functools.cache
@@ -275,9 +268,7 @@ class _Run:
             printed = done.stdout.decode(errors="replace")
             passed.append(done.code == 0 and agrees(case.stdout, printed, self.task.tolerance))
             if not passed[-1]:
-                told = (
-                    f"exit code {done.code}" if done.code else f"printed {_short(printed)}, not {_short(case.stdout)}"
-                )
+                told = f"exit code {done.code}" if done.code else f"printed {_short(printed)}, not {_short(case.stdout)}"
                 return replace(self._say("failed", f"case {number}: {told}", done), cases=tuple(passed))
         return replace(self._say("passed", "", done), cases=tuple(passed))
 

@@ -77,7 +77,7 @@ _LIMITS_OF_OTHERS = _Argument((302, 261), 0, _EQUAL, (0,), True)  # prlimit64
 _ARGUMENTS_REFUSED = (
     _Argument((56, 220), 0, _ANY_BIT, (_NEW_NAMESPACE,)),  # clone
     _Argument((16, 29), 1, _EQUAL, _TERMINAL),  # ioctl
-    _Argument((157, 167), 0, _EQUAL, (4, 35)),  # prctl: PR_SET_DUMPABLE would hide memory, PR_SET_MM moves it
+    _Argument((157, 167), 0, _EQUAL, (35,)),  # prctl(PR_SET_MM)
     _LIMITS_OF_OTHERS,
     _SCHEDULING_OF_OTHERS,
 )

@@ -7,6 +7,7 @@ already is left as it is. What a machine cannot have is told, and the rest is in
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +32,9 @@ def install(core: bool) -> None:
     debian([*BASE, *_all(row.debian for row in rows)])
     npm(_all(row.npm for row in rows))
     pypi(_all(row.pypi for row in rows))
+    for row in rows:
+        if row.prepare:
+            _run(row.command(row.prepare))
 
 
 def _all(packages: Iterable[Iterable[str]]) -> list[str]:
@@ -39,9 +43,7 @@ def _all(packages: Iterable[Iterable[str]]) -> list[str]:
 
 def debian(packages: Sequence[str]) -> None:
     """Install Debian packages that are absent, all in one go."""
-    query = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages], capture_output=True, text=True
-    )
+    query = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages], capture_output=True, text=True)
     there = {line.split()[0] for line in query.stdout.splitlines() if line.endswith(" installed")}
     if shutil.which("npm"):  # a node that is not Debian's brings its own npm, and excludes Debian's
         there |= {"npm"}
@@ -63,13 +65,19 @@ def debian(packages: Sequence[str]) -> None:
 def npm(packages: Sequence[str]) -> None:
     """Install npm packages into {tools}/npm, of exact versions."""
     folder = f"{tools()}/npm"
-    absent = [
-        package for package in packages if not os.path.isdir(f"{folder}/node_modules/{package.rpartition('@')[0]}")
-    ]
+    absent = [package for package in packages if not _has(folder, *package.rsplit("@", 1))]
     print(f"npm: {len(packages) - len(absent)} packages are in {folder}, {len(absent)} to install")
     if absent:
         os.makedirs(folder, exist_ok=True)
         _run(["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", folder, *packages])
+
+
+def _has(folder: str, package: str, version: str) -> bool:
+    try:
+        with open(f"{folder}/node_modules/{package}/package.json") as file:
+            return bool(json.load(file)["version"] == version)
+    except FileNotFoundError:
+        return False
 
 
 def pypi(packages: Sequence[str]) -> None:

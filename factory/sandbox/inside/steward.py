@@ -1,225 +1,114 @@
-"""The first process of a box: it takes commands from outside, runs them, and reports how they ended.
+"""The first process of a box: it takes jobs from outside, runs them, and reports how they ended.
 
-It runs inside, under whatever Python 3.9 or newer is there, without the factory's modules: box.py sends it compiled.
-Outside speaks to it over one socket of packets. Each packet starts a job: its header, and four descriptors, which are
-the job's channel and its standard input, output and error. The channel carries the job's body in (read by the job's
-own process), and out of it an error text, if the job could not start, and the report. When the other end of the
-channel is shut the job is killed; when the socket is, the box ends, and with process 1 all that is in it.
+It runs under whatever Python 3.9 or newer is inside, without the factory's other modules: machine.py sends these.
+Outside speaks to it over one socket of packets. Each packet starts a job: its header, and four descriptors, the job's
+channel and its standard input, output and error. The channel carries the job's body in, which the job's own process
+reads, and out of it an error text if the job could not start, and the report. When the other end of the channel is
+shut the job is killed; when the socket is, the box ends, and with process 1 all that is in it.
 
 What runs here cannot forge a report: the descriptors close on exec, process 1 ignores signals from inside its
 namespace, and it is not dumpable, so that its memory and descriptors cannot be opened.
 """
 
+from __future__ import annotations
+
 import _signal
 import _socket
-import ctypes
 import marshal
 import os
 import resource
 import select
 import struct
 import time
+from typing import NoReturn
 
-HEADER = struct.Struct("=cdqqq")  # kind, seconds, memory, processes, files
-REPORT = struct.Struct("=cidqd")  # status, code, seconds, memory, CPU seconds
-EXITED, TIMEOUT, MEMORY, BROKEN = b"exit", b"time", b"memory", b"broken"
-WRITABLE = ("/work", "/tmp", "/dev/shm")
-POLL = 0.02  # seconds between two looks at the memory of a job
-ADDRESS_SPACE = 4 << 30  # bytes: a backstop; runtimes reserve far more than they use
-INODE = 1 << 10  # bytes of the kernel's memory that a file of no bytes takes
-PAGE = resource.getpagesize()
-HANG_UP = select.POLLHUP | select.POLLRDHUP
-PR_SET_DUMPABLE = 4
+from factory.sandbox.inside import confine, memory
+from factory.sandbox.inside.wire import BROKEN, EXITED, HEADER, MEMORY, PYTHON, REPORT, ROOM, TIMEOUT, WRITE
 
-libc = ctypes.CDLL(None, use_errno=True)
+_LOOK = 0.02  # seconds between two looks at the memory of a job
+_NEVER = float("inf")
 
 
 class Job:
-    def __init__(self, channel, header):
+    """One command, from its packet to its report."""
+
+    def __init__(self, channel: _socket.socket, header: bytes) -> None:
         self.channel = channel
         self.kind, self.seconds, self.memory, self.processes, self.files = HEADER.unpack(header)
         self.status, self.peak, self.pid, self.pidfd = EXITED, 0, 0, -1
         self.started = time.monotonic()
-        self.deadline = self.started + self.seconds
-        self.next_look = self.started + POLL
+        self.deadline, self.next_look = self.started + self.seconds, self.started + _LOOK
 
-    def end(self, status):
-        """Kill it for a reason; how it ends is seen when its process does."""
-        self.status = status
-        self.deadline = self.next_look = float("inf")
-        os.kill(self.pid, _signal.SIGKILL)
+    def end(self, status: bytes) -> None:
+        """Kill it, for a reason."""
+        if self.deadline < _NEVER:
+            self.status = status
+            self.deadline = self.next_look = _NEVER
+            os.kill(self.pid, _signal.SIGKILL)
 
-    def look(self):
+    def look(self) -> None:
         """Its memory, against its limit."""
         began = time.monotonic()
-        used = memory(processes(), self.memory - (held := in_files())) + held
-        self.peak = max(self.peak, used)
+        try:
+            if self.kind == PYTHON:
+                held, pids = memory.in_files([f"/proc/{self.pid}/root{ROOM}"]), memory.below(self.pid)
+            else:
+                held, pids = memory.in_files(["/work", "/tmp", "/dev/shm"]), memory.everyone()
+        except OSError:  # it ended
+            return
+        now_used = held + memory.used(pids, self.memory - held)
+        self.peak = max(self.peak, now_used)
         now = time.monotonic()
-        self.next_look = now + max(POLL, 10 * (now - began))
-        if used > self.memory:
+        self.next_look = now + max(_LOOK, 10 * (now - began))  # a look at much memory takes long
+        if now_used > self.memory:
             self.end(MEMORY)
 
-    def report(self, code, cpu, peak):
-        message = REPORT.pack(self.status[:1], code, time.monotonic() - self.started, max(self.peak, peak), cpu)
+    def report(self, code: int, peak: int, cpu: float) -> None:
         try:
-            self.channel.sendall(message)
+            took = time.monotonic() - self.started
+            self.channel.sendall(REPORT.pack(self.status, code, took, max(self.peak, peak), cpu))
         except OSError:  # nobody waits for it any more
             pass
         self.channel.close()
 
 
-def processes():
-    """The processes of this box but this one."""
-    return [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-
-
-def resident(path):
-    with open(path + "/statm", "rb") as file:
-        return int(file.read().split()[1]) * PAGE
-
-
-def memory(pids, limit):
-    """Bytes of these processes: the sum of their resident sets while that is within the limit, for a shared page is
-    counted twice in it; else of their proportional sets. A process whose main thread has ended is read through another.
-    """
-    total, found = 0, []
-    for pid in pids:
-        path = "/proc/" + pid
-        try:
-            held = resident(path)
-            if not held:
-                for thread in os.listdir(path + "/task"):
-                    held = max(held, resident(path + "/task/" + thread))
-                    if held:
-                        path += "/task/" + thread
-                        break
-        except OSError:  # it ended
-            continue
-        total += held
-        found.append((path, held))
-    if total <= limit:
-        return total
-    return sum(proportional(path, held) for path, held in found)
-
-
-def proportional(path, resident_set):
-    try:
-        with open(path + "/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) << 10
-    except OSError:  # it ended, or it is hidden: then what is known counts
-        pass
-    return resident_set
-
-
-def in_files():
-    """Bytes that the writable file systems hold."""
-    total = 0
-    for path in WRITABLE:
-        s = os.statvfs(path)
-        total += (s.f_blocks - s.f_bfree) * s.f_frsize + (s.f_files - s.f_ffree) * INODE
-    return total
-
-
-def receive(channel):
-    """The body of a job: its length in 8 bytes, then marshalled."""
-    data = b""
-    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
-        piece = channel.recv(1 << 20)
-        if not piece:
-            os._exit(1)  # outside gave up
-        data += piece
-    return marshal.loads(data[8:])
-
-
-def limit(job):
-    """Set the limits of this process and its children, for good."""
-    seconds = int(job.seconds) + 2
-    for name, value in (
-        ("CORE", 0),
-        ("CPU", seconds),
-        ("FSIZE", job.files),
-        ("NPROC", job.processes + 1),
-        ("AS", max(ADDRESS_SPACE, 4 * job.memory)),
-        ("NOFILE", 1024),
-        ("MEMLOCK", 0),
-        ("MSGQUEUE", 0),
-        ("SIGPENDING", 1024),
-        ("RTPRIO", 0),
-        ("NICE", 0),
-    ):
-        which = getattr(resource, "RLIMIT_" + name)
-        hard = resource.getrlimit(which)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
-
-
-def write(files):
-    """Write files below /work; what is there under the name goes first, so that no link and no pipe is followed."""
-    for name, data in files.items():
-        path = "/work/" + name
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        if os.path.lexists(path):
-            os.unlink(path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-
-
-def become(job, standard):
-    """In the process of a job: do it; never return."""
-    try:
-        body = receive(job.channel)
-        if job.kind == b"w":
-            write(body)
-            os._exit(0)
-        os.setsid()
-        for signal in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
-            _signal.signal(signal, _signal.SIG_DFL)
-        for number, descriptor in enumerate(standard):
-            os.dup2(descriptor, number)
-        os.chdir("/work")
-        command, environment = body
-        limit(job)
-    except BaseException as error:
-        job.channel.sendall(f"{type(error).__name__}: {error}".encode())
-        os._exit(1)
-    try:
-        os.execvpe(command[0], command, environment)
-    except (OSError, ValueError) as error:
-        os.write(2, f"{command[0]}: {getattr(error, 'strerror', None) or error}\n".encode())
-        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
-
-
 class Steward:
-    def __init__(self, control):
+    """The loop of process 1. With `zygote` it runs Python programs, many at once, each in a room of its own; without,
+    commands in the box, one at a time."""
+
+    def __init__(self, control: int, zygote: bool, calls: bytes) -> None:
         self.control = _socket.socket(fileno=control)
+        self.zygote, self.calls = zygote, calls
+        self.own = os.open("/proc/self/ns/pid", os.O_RDONLY) if zygote else -1
         self.poll = select.poll()
         self.poll.register(control, select.POLLIN)
-        self.by_process, self.by_channel = {}, {}
+        self.jobs: dict[int, Job] = {}
+        """By the descriptor of the process, and of the channel."""
 
-    def loop(self):
+    def loop(self) -> None:
+        """Until outside has gone."""
         while True:
+            due = _NEVER
             now = time.monotonic()
-            for job in self.by_process.values():
+            for job in self.jobs.values():
                 if now >= job.deadline:
                     job.end(TIMEOUT)
                 elif now >= job.next_look:
                     job.look()
-            due = min((min(job.deadline, job.next_look) for job in self.by_process.values()), default=float("inf"))
-            wait = None if due == float("inf") else max(0.0, due - time.monotonic()) * 1000 + 0.5
+                due = min(due, job.deadline, job.next_look)
+            wait = None if due == _NEVER else max(0.0, due - time.monotonic()) * 1000 + 1
             for descriptor, _ in self.poll.poll(wait):
                 if descriptor == self.control.fileno():
                     if not self.accept():
                         return
-                elif descriptor in self.by_process:
-                    self.ended(self.by_process[descriptor])
-                elif descriptor in self.by_channel:  # outside gave up
-                    self.by_channel[descriptor].end(EXITED)
-                    self.poll.unregister(descriptor)
+                elif job := self.jobs.get(descriptor):  # type: ignore[assignment]
+                    if descriptor == job.pidfd:
+                        self.ended(job)
+                    else:  # outside gave up
+                        job.end(EXITED)
+                        self.poll.unregister(self.jobs.pop(descriptor).channel)
 
-    def accept(self):
+    def accept(self) -> bool:
         """Start a job; False where outside has gone."""
         space = _socket.CMSG_SPACE(16)
         header, ancillary, _, _ = self.control.recvmsg(HEADER.size, space, _socket.MSG_CMSG_CLOEXEC)
@@ -228,61 +117,140 @@ class Steward:
         channel, *standard = struct.unpack("4i", ancillary[0][2])
         job = Job(_socket.socket(fileno=channel), header)
         try:
+            if self.zygote:
+                confine.new_processes(self.own)
             job.pid = os.fork()
         except OSError as error:
-            job.channel.sendall(f"fork: {error.strerror}".encode())
+            job.channel.sendall(f"cannot start a process: {error}".encode())
             job.status = BROKEN
-            job.report(0, 0.0, 0)
+            job.report(0, 0, 0.0)
             return True
-        finally:
-            if job.pid:
-                for descriptor in standard:
-                    os.close(descriptor)
         if not job.pid:
-            become(job, standard)
+            self.become(job, standard)
+        for descriptor in standard:
+            os.close(descriptor)
         job.pidfd = os.pidfd_open(job.pid)
-        self.by_process[job.pidfd] = self.by_channel[channel] = job
+        self.jobs[job.pidfd] = self.jobs[channel] = job
         self.poll.register(job.pidfd, select.POLLIN)
-        self.poll.register(channel, HANG_UP)
+        self.poll.register(channel, select.POLLHUP | select.POLLRDHUP)
         return True
 
-    def ended(self, job):
+    def ended(self, job: Job) -> None:
         """Its process has ended: end what it left, and report."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         _, status, usage = os.wait4(job.pid, 0)
-        peak = usage.ru_maxrss << 10
-        try:
-            os.kill(-1, _signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        while True:
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                break
+        if not self.zygote:  # in a room, the kernel ends all with the first process
+            _end_all()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        descriptor = job.channel.fileno()
-        del self.by_process[job.pidfd], self.by_channel[descriptor]
-        if job.deadline != float("inf"):  # else its hang-up has gone already
-            pass
-        try:
-            self.poll.unregister(descriptor)
-        except KeyError:
-            pass
+        del self.jobs[job.pidfd]
         self.poll.unregister(job.pidfd)
         os.close(job.pidfd)
-        job.report(os.waitstatus_to_exitcode(status), cpu, peak)
+        if self.jobs.pop(job.channel.fileno(), None):
+            self.poll.unregister(job.channel)
+        job.report(os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10, cpu)
+
+    def become(self, job: Job, standard: list[int]) -> NoReturn:
+        """In the new process of a job: do it."""
+        try:
+            if self.zygote:
+                private = {job.channel.fileno(), *standard}
+                for descriptor in (self.own, self.control.fileno(), *self.jobs):
+                    if descriptor not in private:
+                        os.close(descriptor)
+                confine.room(job.files)
+            body = _receive(job.channel)
+            if job.kind == WRITE:
+                _write(body)
+                os._exit(0)
+            for number, descriptor in enumerate(standard):
+                os.dup2(descriptor, number)
+            os.chdir("/work")
+            if job.kind == PYTHON:
+                self.python(job, *body)
+            os.setsid()
+            for signal in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
+                _signal.signal(signal, _signal.SIG_DFL)
+            confine.limit(job.seconds, job.memory, job.processes + 1, job.files)  # the steward counts
+        except BaseException as error:
+            job.channel.sendall(f"{type(error).__name__}: {error}".encode())
+            os._exit(1)
+        _execute(*body)
+
+    def python(self, job: Job, files: dict[str, bytes], command: list[str]) -> NoReturn:
+        """In a room: become a program of Python."""
+        from factory.sandbox.inside import python
+
+        _write(files)
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        os.setsid()
+        confine.limit(job.seconds, job.memory, job.processes, job.files)
+        confine.dumpable(True)
+        confine.filter_calls(self.calls)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        try:
+            os._exit(python.run(command))
+        finally:
+            os._exit(1)
 
 
-def main(control):
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+def _end_all() -> None:
+    """Kill all processes of the box but this one, and wait for them."""
+    try:
+        os.kill(-1, _signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _receive(channel: _socket.socket) -> list:
+    """The body of a job: its length in 8 bytes, and what is marshalled in so many."""
+    data = bytearray()
+    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
+        piece = channel.recv(1 << 20)
+        if not piece:
+            os._exit(1)  # outside gave up
+        data += piece
+    return marshal.loads(memoryview(data)[8:])
+
+
+def _write(files: dict[str, bytes]) -> None:
+    """Write files below /work. What has the name already goes first, so that no link and no pipe is followed."""
+    for name, data in files.items():
+        path = f"/work/{name}"
+        if "/" in name:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.lexists(path):
+            os.unlink(path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        with open(descriptor, "wb", buffering=0) as file:
+            while data:
+                data = data[file.write(data) :]
+
+
+def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
+    try:
+        os.execvpe(command[0], command, environment)
+    except (OSError, ValueError) as error:
+        os.write(2, f"{command[0]}: {getattr(error, 'strerror', None) or error}\n".encode())
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def main(control: int, calls: bytes, modules: list[str] | None) -> None:
+    """Serve until outside has gone. `calls` filters the system calls of jobs, and `modules` are imported before any,
+    where this is a zygote."""
+    confine.dumpable(False)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     os.set_inheritable(control, False)
-    nothing = os.open("/dev/null", os.O_RDWR)
-    for descriptor in range(3):
-        os.dup2(nothing, descriptor)
     os.closerange(3, control)
-    os.closerange(control + 1, 1 << 16)
-    Steward(control).loop()
+    os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
+    if modules is not None:
+        from factory.sandbox.inside import python
+
+        python.warm(modules)
+    Steward(control, modules is not None, calls).loop()
     os._exit(0)

@@ -10,7 +10,7 @@ import builtins
 import os
 import struct
 
-from factory.sandbox.wire import MESSAGE, Broken, Decoder, Encoder, Refused, decode
+from factory.sandbox.inside.literals import MESSAGE, Broken, Decoder, Encoder, Refused, decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

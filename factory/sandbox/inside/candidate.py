@@ -11,8 +11,8 @@ import os
 import sys
 import types
 
-from factory.sandbox.peer import Gone, Object, Peer, base_of
-from factory.sandbox.wire import Broken, Refused
+from factory.sandbox.inside.literals import Broken, Refused
+from factory.sandbox.inside.peer import Gone, Object, Peer, base_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

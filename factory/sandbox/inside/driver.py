@@ -13,8 +13,8 @@ import os
 import sys
 import types
 
-from factory.sandbox.peer import Gone, Peer
-from factory.sandbox.wire import Broken, Refused, literal, parse
+from factory.sandbox.inside.literals import Broken, Refused, literal, parse
+from factory.sandbox.inside.peer import Gone, Peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,10 +193,11 @@ class Names(dict):
     def __missing__(self, name: str) -> object:
         if name.startswith("__"):
             raise KeyError(name)
-        found = self[name] = self._resolve(name)
+        found = self[name] = self.of_program(name)
         return found
 
-    def _resolve(self, name: str) -> object:
+    def of_program(self, name: str) -> Any:
+        """What the program calls so, also where it is the name of a builtin."""
         try:
             found = self._peer.request("name", name)
         except KeyError:
@@ -215,7 +216,12 @@ class Program(types.ModuleType):
 
     def __init__(self, name: str, names: Names) -> None:
         super().__init__(name)
-        self.__dict__["__getattr__"] = names.__getitem__
+        self.__dict__["__path__"], self.__dict__["_names"] = [], names
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.__dict__["_names"].of_program(name)
 
 
 def close(value: Any, expected: Any, tolerance: float) -> bool:
@@ -244,22 +250,22 @@ def close(value: Any, expected: Any, tolerance: float) -> bool:
 _INF = float("inf")
 
 
-def run_calls(names: Names, calls: tuple[Any, ...]) -> tuple[str, str, tuple[bool, ...]]:
-    """Status, detail, and which calls returned what is expected."""
-    passed, detail = [], ""
+def run_calls(names: Names, calls: tuple[Any, ...]) -> tuple[str, tuple[bool, ...]]:
+    """What failed first, or nothing, and which calls returned what is expected."""
+    passed: list[bool] = []
+    failure = ""
     for function, args, expected, tolerance in calls:
         try:
-            value = names[function](*args)
+            value = names.of_program(function)(*args)
             good = close(value, expected, tolerance)
             why = "" if good else f"{function}: {_shown(value)} where {_shown(expected)} is expected"
-        except Gone:
-            break
+        except Gone as error:
+            return str(error), tuple(passed)
         except BaseException as error:  # SystemExit too may be what the function raised
             good, why = False, f"{function}: {type(error).__name__}: {str(error)[:300]}"
         passed.append(good)
-        detail = detail or why
-    status = "passed" if all(passed) and len(passed) == len(calls) else "failed"
-    return status, detail, tuple(passed)
+        failure = failure or why
+    return failure, tuple(passed)
 
 
 def _shown(value: object) -> str:
@@ -270,30 +276,25 @@ def _shown(value: object) -> str:
     return text if len(text) <= 200 else text[:200] + "…"
 
 
-def run_tests(peer: Driver, names: Names, source: str, entry_point: str) -> tuple[str, str, tuple[bool, ...]]:
-    """Run tests: `check(candidate)`, asserts of the module, functions named test…, unittest's classes."""
+def run_tests(names: dict[str, Any], candidate: Any, source: str, entry_point: str) -> str:
+    """Run tests: `check(candidate)`, asserts of the module, functions named test…, unittest's classes. What failed,
+    or nothing."""
     module = types.ModuleType("tests")
     sys.modules["tests"] = module
-    for name in MODULES:
-        sys.modules[name] = Program(name, names)
     space = vars(module)
     space["__builtins__"] = names
+    if entry_point:
+        space[entry_point] = space["candidate"] = candidate
     try:
-        if entry_point:
-            space[entry_point] = space["candidate"] = names[entry_point]
         exec(compile(source, "tests.py", "exec", dont_inherit=True), space)
         if entry_point and isinstance(space.get("check"), types.FunctionType):
-            space["check"](space[entry_point])
+            space["check"](candidate)
         for name, value in list(space.items()):
             if name.startswith("test") and isinstance(value, types.FunctionType) and not value.__code__.co_argcount:
                 value()
-        if "unittest" in sys.modules and (failure := _unittest(module)):
-            return "failed", failure, ()
+        return _unittest(module) if "unittest" in sys.modules else ""
     except BaseException as error:
-        return "failed", _told(error, source), ()
-    if not peer.calls:
-        return "failed", "the tests have not called the program", ()
-    return "passed", "", ()
+        return _told(error, source)
 
 
 def _unittest(module: types.ModuleType) -> str:
@@ -329,34 +330,58 @@ def judge(fd: int, task: dict[str, Any]) -> tuple[str, str, tuple[bool, ...], bo
     peer = Driver(fd)
     entry_point = task["entry_point"]
     names = Names(peer, entry_point)
-    status, detail = "passed", ""
+    failure = ""
     cases: tuple[bool, ...] = ()
     try:
         wrong = peer.request("load", task["program"])
         if wrong is not None:
             return "static_error", str(wrong)[:500], (), False
         if task["calls"]:
-            status, detail, cases = run_calls(names, task["calls"])
-        if status == "passed" and task["tests"]:
-            status, detail, _ = run_tests(peer, names, task["tests"], entry_point)
+            failure, cases = run_calls(names, task["calls"])
+        if task["tests"] and not failure:
+            candidate = names.of_program(entry_point) if entry_point else None
+            for name in MODULES:
+                sys.modules[name] = Program(name, names)
+            failure = run_tests(names, candidate, task["tests"], entry_point)
+            failure = failure or ("" if peer.calls else "the tests have not called the program")
     except BaseException as error:
-        status, detail = "failed", f"as it was loaded: {type(error).__name__}: {str(error)[:500]}"
-    if peer.broken:
-        return "failed", peer.broken, cases, peer.unfit
-    return status, detail, cases, False
+        failure = f"as it was loaded: {type(error).__name__}: {str(error)[:500]}"
+    failure = peer.broken or failure  # a test may have caught what broke
+    return ("failed" if failure else "passed"), failure, cases, peer.unfit
+
+
+def judge_in_one_process(task: dict[str, Any]) -> tuple[str, str, tuple[bool, ...], bool]:
+    """The same with the program in this process, where it can do what it likes with the tests (tier B)."""
+    program = types.ModuleType(MODULES[0])
+    for name in MODULES:
+        sys.modules[name] = program
+    try:
+        code = compile(task["program"], f"{MODULES[0]}.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        return "static_error", f"{type(error).__name__}: {error}"[:500], (), False
+    try:
+        exec(code, vars(program))
+        candidate = vars(program)[task["entry_point"]] if task["entry_point"] else None
+        failure = run_tests({**vars(builtins), **vars(program)}, candidate, task["tests"], task["entry_point"])
+    except BaseException as error:
+        failure = f"as it was loaded: {type(error).__name__}: {str(error)[:500]}"
+    return ("failed" if failure else "passed"), failure, (), False
 
 
 def main() -> None:
     """The task is the file `task`, the program's box is behind file descriptor 0, and the verdict goes to 1.
 
-    What tests print goes to stderr: it may be text of the program's.
+    What tests print is lost: it may be text of the program's.
     """
     with open("task", "rb") as file:
         task = parse(file.read())
-    out = os.dup(1)
-    os.dup2(2, 1)
-    verdict = judge(0, task)
-    os.write(out, task["nonce"] + literal(verdict))
+    os.unlink("task")
+    nonce, out = task.pop("nonce"), os.dup(1)
+    nothing = os.open("/dev/null", os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    verdict = judge_in_one_process(task) if task["one_process"] else judge(0, task)
+    os.write(out, nonce + literal(verdict))
     os._exit(0)  # whatever threads the tests have left
 
 

@@ -1,0 +1,235 @@
+"""A machine that bubblewrap makes for untrusted programs, and the steward that runs jobs in it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import marshal
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from factory.engine.errors import FactoryError
+from factory.sandbox.inside.wire import HEADER, ROOM
+from factory.sandbox.limits import Limits
+from factory.sandbox.process import Process
+from factory.sandbox.seccomp import filter_program
+
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+"""All that a command finds in its environment, but for what its box adds."""
+NOBODY = 65534
+_INSIDE = ("wire", "memory", "confine", "python", "literals", "peer", "candidate", "driver", "steward")  # in the order in which they import each other
+_COMPILE = """
+import marshal, sys
+sources = marshal.loads(sys.stdin.buffer.read())
+code = [(name, compile(text, "<inside " + name + ">", "exec")) for name, text in sources]
+sys.stdout.buffer.write(sys.base_prefix.encode() + b"\\0" + marshal.dumps(code))
+"""
+_START = """
+import marshal, os, sys
+for name, code in marshal.loads(os.pread({program}, 1 << 24, 0)):
+    module = type(sys)("factory.sandbox.inside." + name)
+    sys.modules[module.__name__] = module
+    if name == "steward":
+        sys.modules["factory.sandbox.inside"] = inside
+    else:
+        inside = type(sys)("inside") if name == "wire" else inside
+        setattr(inside, name, module)
+    exec(code, module.__dict__)
+module.main({control}, {calls!r}, {modules!r})
+"""
+
+
+class _Program(NamedTuple):
+    """The steward, compiled by the Python that will run it, in a file that has no name."""
+
+    python: str
+    prefix: str
+    descriptor: int
+
+
+def dropped() -> list[str]:
+    """What goes before a command so that it does not run as root of this machine. FactoryError where nothing can."""
+    if os.getuid() != 0:
+        return []
+    if not (setpriv := shutil.which("setpriv")):
+        raise FactoryError("sandbox: root runs boxes as another user, through setpriv: apt-get install util-linux")
+    return [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+
+
+@functools.cache
+def _program() -> _Program:
+    sources = [(name, Path(__file__).with_name("inside").joinpath(f"{name}.py").read_text()) for name in _INSIDE]
+    own = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    for python in (own, "/usr/bin/python3", "/usr/local/bin/python3"):
+        done = subprocess.run(
+            [*dropped(), python, "-I", "-S", "-c", _COMPILE],
+            input=marshal.dumps(sources, 2),
+            capture_output=True,
+            env={},
+            cwd="/",
+            check=False,
+        )
+        prefix, _, code = done.stdout.partition(b"\0")
+        # One that lies where that user may not look starts all the same, with the library of another.
+        if done.returncode == 0 and python.startswith(prefix.decode() + "/"):
+            descriptor = os.memfd_create("steward")
+            os.write(descriptor, code)
+            return _Program(python, prefix.decode(), descriptor)
+    raise FactoryError("sandbox: no Python here that every user may run: apt-get install python3")
+
+
+def _arguments(mounts: Sequence[str], files: int, zygote: bool) -> list[str]:
+    """bubblewrap's options: the programs of the system and nothing else of it, read only, and empty writable folders."""
+    options = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"]
+    options += ["--unshare-cgroup-try", "--as-pid-1", "--uid", "1000", "--gid", "1000", "--hostname", "box"]
+    options += ["--ro-bind", "/usr", "/usr"]
+    for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
+        if os.path.islink(name):
+            options += ["--symlink", os.readlink(name), name]
+        elif os.path.isdir(name):
+            options += ["--ro-bind", name, name]
+    for name in ("/etc/alternatives", "/etc/ld.so.cache"):
+        options += ["--ro-bind-try", name, name]
+    for name in mounts:
+        options += ["--ro-bind", name, name]
+    options += ["--proc", "/proc", "--size", str(1 << 16), "--tmpfs", "/dev"]
+    for name in ("null", "zero", "full", "random", "urandom"):
+        options += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    for k, name in enumerate(("stdin", "stdout", "stderr")):
+        options += ["--symlink", f"/proc/self/fd/{k}", f"/dev/{name}"]
+    options += ["--symlink", "/proc/self/fd", "/dev/fd"]
+    if zygote:  # each job mounts a file system of its own at ROOM, and drops these rights
+        options += ["--dir", ROOM, "--symlink", f"{ROOM}/shm", "/dev/shm"]
+        options += ["--symlink", f"{ROOM}/work", "/work", "--symlink", f"{ROOM}/tmp", "/tmp"]
+        options += ["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SYS_PTRACE"]
+    else:
+        for name in ("/work", "/tmp", "/dev/shm"):
+            options += ["--size", str(files), "--tmpfs", name]
+    return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _pipe_of(data: bytes) -> int:
+    """A descriptor from which a few bytes are read."""
+    reader, writer = os.pipe()
+    with open(writer, "wb") as file:
+        file.write(data)
+    return reader
+
+
+class Machine:
+    """Process 1 and its box, from start to end; a context manager. Box and PythonZygote say what runs in it.
+
+    With `modules` the steward is a zygote that has imported them.
+    """
+
+    isolation = "bubblewrap"
+
+    def __init__(
+        self, mounts: Sequence[str], environment: Mapping[str, str], limits: Limits, modules: Sequence[str] | None
+    ) -> None:
+        self.limits, self.mounts, self.modules = limits, mounts, modules
+        self.environment = {**ENVIRONMENT, **environment}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start bubblewrap; whether it works is seen when a job is sent."""
+        program = _program()
+        if not (bwrap := shutil.which("bwrap")):
+            raise FactoryError("sandbox: bubblewrap is not here: apt-get install bubblewrap")
+        zygote = self.modules is not None
+        below = () if program.prefix in ("/usr", "/usr/local") else (program.prefix,)
+        self._control, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._status, status = os.pipe()
+        self._said = b""
+        self._errors, errors = os.pipe()
+        nothing, silence = os.pipe()  # not /dev/null: Python asks once, at its start, whether these can seek
+        calls = filter_program(sockets=not zygote)
+        passed = [inside.fileno(), status, program.descriptor]
+        options = [*_arguments([*below, *self.mounts], self.limits.files, zygote), "--json-status-fd", str(status)]
+        if not zygote:
+            passed.append(_pipe_of(calls))
+            options += ["--seccomp", str(passed[-1])]
+        modules = None if self.modules is None else list(self.modules)
+        start = _START.format(
+            program=program.descriptor, control=inside.fileno(), calls=calls if zygote else b"", modules=modules
+        )
+        command = [*dropped(), bwrap, *options, program.python, "-I", *([] if zygote else ["-S"]), "-c", start]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=nothing,
+                stdout=silence,
+                stderr=errors,
+                pass_fds=passed,
+                env=self.environment if zygote else {},
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            inside.close()
+            for descriptor in (status, errors, nothing, silence, *passed[3:]):
+                os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def job(
+        self, kind: bytes, body: Any, limits: Limits | None, stdin: int | None = None, stdout: int | None = None
+    ) -> Process:
+        """Start a job: its header and descriptors to the steward, its body to its own process."""
+        limits = limits or self.limits
+        process = Process(self, limits, stdin, stdout)
+        header = HEADER.pack(kind, limits.seconds, limits.memory, limits.processes, limits.files)
+        try:
+            socket.send_fds(self._control, [header], process.inside)
+            process.started(marshal.dumps(body, 2))
+        except OSError as error:  # it has ended, or ends: `communicate` says why
+            process.broken = f"the box took no job ({error.strerror or error})"
+        finally:
+            process.detach()
+        return process
+
+    def broken(self) -> str:
+        """End a box that does not work; what bubblewrap or the steward said."""
+        self.kill()
+        self._process.wait()
+        os.set_blocking(self._errors, False)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._errors, 1 << 16).decode(errors="replace").strip()
+        return ""
+
+    def kill(self) -> None:
+        """End the first process of the box, and so all others. Ending bubblewrap itself would leave them behind."""
+        while b"\n" not in self._said and (piece := os.read(self._status, 1 << 12)):  # it comes in pieces
+            self._said += piece
+        if b"\n" not in self._said:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(json.loads(self._said.partition(b"\n")[0])["child-pid"])
+            if self._process.poll() is None:  # bubblewrap has not seen its end, so the number is still its own
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """End the box and all that is in it; return when it is gone."""
+        if self._control.fileno() < 0:
+            return
+        self._control.close()
+        self.kill()
+        self._process.wait()
+        os.close(self._status)
+        os.close(self._errors)
