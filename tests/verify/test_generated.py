@@ -12,7 +12,7 @@ from factory.sandbox.judge import Sandbox
 from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Task, Verdict
 from factory.verify.instructions import generated
-from factory.verify.instructions.generated import CALLS, Example, Verifiers, cross_check
+from factory.verify.instructions.generated import CALLS, STOPS, Example, Verifiers, cross_check
 
 GOOD = (
     'def evaluate(response):\n    return "," not in response\n',
@@ -145,17 +145,29 @@ def test_a_call_that_fails_is_wrong_alone(sandbox, trap):
     assert found.functions == (flawed, *GOOD) and found.cases == CASES
 
 
-@pytest.mark.slow
-def test_a_call_that_outlives_its_alarm_is_found_by_halves(sandbox, monkeypatch):
-    """Three jobs run out of time: all cases, the half, the one."""
-    monkeypatch.setattr(generated, "LIMITS", Limits(seconds=5))
+def test_a_call_that_outlives_its_alarm_is_wrong_alone(sandbox, monkeypatch):
+    monkeypatch.setattr(generated, "LIMITS", Limits(seconds=4))
     stubborn = (
         "def evaluate(response):\n    while response == '':\n        try:\n            while True: sum(range(100))\n"
         "        except BaseException: pass\n    return ',' not in response\n"
     )
-    found = cross_check([stubborn, *GOOD], CASES[:3], sandbox)
-    assert found.functions == (stubborn, *GOOD) and found.cases == CASES[:3]
-    assert sandbox.jobs == 4 + 2 + 2
+    found = cross_check([stubborn, *GOOD], CASES, sandbox)
+    assert found.functions == (stubborn, *GOOD) and found.cases == CASES
+    assert sandbox.jobs == 4 + 1
+
+
+def test_a_function_that_never_loads_is_told(sandbox, monkeypatch):
+    monkeypatch.setattr(generated, "LIMITS", Limits(seconds=3))
+    found = cross_check(["while True: pass\n", *GOOD], CASES, sandbox)
+    assert found.functions == GOOD
+    assert [one.reason for one in found.dropped] == ["never ends"]
+    assert sandbox.jobs == 4
+
+
+def test_a_function_that_dies_again_and_again_is_given_up(sandbox):
+    found = cross_check([BAD["dies"], *GOOD], [Example(f"case {i}", True) for i in range(12)], sandbox)
+    assert found.functions == GOOD
+    assert sandbox.jobs == 3 + STOPS
 
 
 def test_an_instruction_of_which_nothing_is_left(sandbox):

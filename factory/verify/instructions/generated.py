@@ -142,8 +142,8 @@ class _Outcome:
     """What a function said of each case: whether it was right. Wrong too where it raised or was stopped."""
 
     right: list[bool]
-    lost: str = "never ends"
-    """Why nothing is known of it; empty where a job of it has told something."""
+    lost: str = ""
+    """Why nothing is known of it."""
     detail: str = ""
     stops: int = 0
 
@@ -190,44 +190,38 @@ def _doubles(items: Sequence[Any]) -> Iterator[Any]:
 
 
 def _run(functions: Sequence[str], cases: Sequence[Example], sandbox: Sandbox) -> list[_Outcome]:
-    """Each function on all cases. A job has many calls; where it does not reach its end, what is left runs in others.
+    """Each function on all cases. A job has many calls; those behind one that ends the program go into another job.
 
-    A call that kills the process is known, and the calls behind it go on. Where the time of a job ran out, its calls
-    are halved until the one is found. A function whose jobs are stopped again and again is wrong on what is left.
+    A function whose jobs are ended so again and again is wrong on what is left.
     """
     outcomes = [_Outcome([False] * len(cases)) for _ in functions]
     chunks = [range(start, min(start + CALLS, len(cases))) for start in range(0, len(cases), CALLS)] or [range(0)]
-    jobs = [(number, list(chunk)) for number in range(len(functions)) for chunk in chunks]
+    jobs = [(number, chunk) for number in range(len(functions)) for chunk in chunks]
     while jobs:
         tasks = [_task(functions[number], [cases[place] for place in places]) for number, places in jobs]
-        left: list[tuple[int, list[int]]] = []
+        left = []
         for (number, places), verdict in zip(jobs, sandbox.judge_all(tasks), strict=True):
             if verdict.status in ("sandbox_error", "toolchain_missing"):
                 raise FactoryError(f"verification functions could not be run: {verdict.status}: {verdict.detail}")
-            left += [(number, rest) for rest in _settle(outcomes[number], places, verdict)]
+            if rest := _settle(outcomes[number], places, verdict):
+                left.append((number, rest))
         jobs = [(number, rest) for number, rest in left if outcomes[number].stops < STOPS]
     return outcomes
 
 
-def _settle(outcome: _Outcome, places: list[int], verdict: Verdict) -> list[list[int]]:
+def _settle(outcome: _Outcome, places: range, verdict: Verdict) -> range:
     """Note what a job says, and return the places that have to run again."""
-    outcome.detail = outcome.detail or ("" if verdict.passed else f"{verdict.status}: {verdict.detail}")
-    stopped = verdict.status not in ("passed", "failed", "static_error", "compile_error")
-    if verdict.cases[:1] == (True,):
-        outcome.lost = ""
-    elif not stopped:
-        outcome.lost = "does not load"
-        return []
-    for place, right in zip(places, verdict.cases[1:], strict=False):
-        outcome.right[place] = right
-    rest = places[max(0, len(verdict.cases) - 1) :]
-    if not rest:
-        return []
-    outcome.stops += 1
-    if verdict.cases:  # the call after the last that ended
-        return [rest[1:]] if len(rest) > 1 else []
-    half = len(rest) // 2
-    return [part for part in (rest[:half], rest[half:]) if half and part]
+    if not verdict.passed:
+        outcome.detail = outcome.detail or f"{verdict.status}: {verdict.detail}"
+    if verdict.cases[:1] != (True,):
+        outcome.lost = "never ends" if verdict.status == "timeout" else "does not load"
+        return range(0)
+    right = verdict.cases[1:]
+    for place, one in zip(places, right, strict=False):
+        outcome.right[place] = one
+    if len(right) < len(places):
+        outcome.stops += 1
+    return places[len(right) + 1 :]  # the call after the last that came back has ended the program
 
 
 def _task(function: str, cases: Sequence[Example]) -> Task:
