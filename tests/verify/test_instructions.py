@@ -135,7 +135,9 @@ def paragraphs(a: dict[str, Any], rng: random.Random) -> tuple[str, str]:
 
 def table(a: dict[str, Any], rng: random.Random) -> tuple[str, str]:
     def rows(height: int, width: int) -> str:
-        return "\n".join(",".join(f'"cell, {r}"' if c else f"x{r}" for c in range(width)) for r in range(height))
+        return "\n".join(
+            ",".join(f'"cell,\u2028\n {r}"' if c else f"x{r}" for c in range(width)) for r in range(height)
+        )
 
     h, w = a["num_rows"] + 1, a["num_columns"]
     return rows(h, w), rng.choice([rows(h + 1, w), rows(h, w + 1), f"```csv\n{rows(h, w)}\n```"])
@@ -308,6 +310,7 @@ def test_a_blank_response_follows_nothing(response, strict):
         ("keywords:existence", {"keyword": ["a"]}, "unknown argument 'keyword' (did you mean 'keywords'?)"),
         ("keywords:existence", {"keywords": []}, "keywords = []"),
         ("keywords:existence", {"keywords": "cat"}, "keywords = 'cat'"),
+        ("startend:end_checker", {"end_phrase": " "}, "end_phrase = ' '"),
         (
             "keywords:letter_frequency",
             {"letter": "ab", "let_frequency": 1, "let_relation": "at least"},

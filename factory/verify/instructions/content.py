@@ -10,6 +10,7 @@ from random import Random
 from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
+from pydantic import Field
 
 from factory.engine.errors import FactoryError, nearest
 from factory.verify.check import Check
@@ -17,7 +18,7 @@ from factory.verify.instructions import text
 from factory.verify.instructions.kind import Relation, instruction
 from factory.verify.instructions.text import capital_words, sentences, words
 
-Text = Annotated[str, MinLen(1)]
+Text = Annotated[str, Field(pattern=r"\S")]
 Texts = Annotated[list[Text], MinLen(1)]
 Count = Annotated[int, Ge(0)]
 Number = Annotated[int, Ge(1)]

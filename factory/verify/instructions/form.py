@@ -20,6 +20,8 @@ ENDS = (
 )  # fmt: skip
 RESPONSES = "******"
 _EMPHASIS = (re.compile(r"\*[^\n*]*\*"), re.compile(r"\*\*[^\n*]*\*\*"))
+# Behind a lone asterisk the next line is the point's text, as in IFEval.
+_BULLETS = (re.compile(r"^[^\S\n]*\*[^*].*$", re.MULTILINE), re.compile(r"^[^\S\n]*-", re.MULTILINE))
 _POSTSCRIPTS = {"p.s.": re.compile(r"p\.\s?s\."), "p.p.s": re.compile(r"p\.\s?p\.\s?s")}
 
 
@@ -34,9 +36,8 @@ def placeholders(text: str) -> int:
 
 
 def bullets(text: str) -> int:
-    """How many lines begin with `*` (not `**`) or `-`, after spaces."""
-    lines = (line.lstrip() for line in text.split("\n"))
-    return sum(line.startswith("-") or (line[:1] == "*" and line[1:2] not in ("", "*")) for line in lines)
+    """How many bullet points there are: lines that begin with `*` (not `**`) or `-`, after spaces."""
+    return sum(len(pattern.findall(text)) for pattern in _BULLETS)
 
 
 def at_least(count: int, number: int, what: str) -> Check:

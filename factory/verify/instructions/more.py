@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from random import Random
 from typing import Any
 
@@ -80,7 +81,7 @@ def acrostic(response: str, *, word: Text) -> Check:
 def comma_separated(response: str, *, num_columns: Number, num_rows: Count) -> Check:
     """CSV (RFC 4180) and nothing else: a head and so many rows of so many columns."""
     try:
-        table = list(csv.reader(response.strip().splitlines(keepends=True), strict=True))
+        table = list(csv.reader(io.StringIO(response.strip(), newline=""), strict=True))
     except csv.Error as error:
         return Check(False, f"not CSV: {error}")
     wide = [number for number, row in enumerate(table, 1) if len(row) != num_columns]
