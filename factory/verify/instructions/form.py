@@ -127,10 +127,9 @@ def multiple_sections(response: str, *, section_spliter: Text, num_sections: Cou
 )
 def json_format(response: str) -> Check:
     """All of it is JSON, also in a block of code."""
-    text = response.strip()
+    text = response.strip().removesuffix("```")
     if text.startswith("```"):
-        text = text.removeprefix("```")
-        text = (text[4:] if text[:4].lower() == "json" else text).removesuffix("```")
+        text = text[7:] if text[3:7].lower() == "json" else text[3:]
     try:
         json.loads(text)
     except ValueError as error:
