@@ -85,7 +85,11 @@ def variants(problem: Problem) -> Iterator[tuple[str, str]]:
     flips = [
         ("numbers", r"(?<![\w.])(\d+)(?![\w.])", lambda m: str(int(m[1]) + 1)),
         ("truth", r"\b([Tt]rue|[Ff]alse)\b", lambda m: _swap(m[1], "true false", "True False")),
-        ("comparisons", r" (<|>=|>|<=|==|!=|===|!==) ", lambda m: f" {_swap(m[1], '< >=', '> <=', '== !=', '=== !==')} "),
+        (
+            "comparisons",
+            r" (<|>=|>|<=|==|!=|===|!==) ",
+            lambda m: f" {_swap(m[1], '< >=', '> <=', '== !=', '=== !==')} ",
+        ),
         ("arithmetic", r" ([+-]) ", lambda m: f" {_swap(m[1], '+ -')} "),
         ("extremes", r"\b(min|max)\b", lambda m: _swap(m[1], "min max")),
     ]
