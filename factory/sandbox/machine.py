@@ -26,7 +26,7 @@ from factory.sandbox.seccomp import filter_program
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 """All that a command finds in its environment, but for what its box adds."""
 NOBODY = 65534
-_INSIDE = ("wire", "memory", "confine", "python", "literals", "peer", "candidate", "driver", "steward")  # in the order in which they import each other
+_INSIDE = ("wire", "memory", "confine", "python", "steward")  # in the order in which they import each other
 _COMPILE = """
 import marshal, sys
 sources = marshal.loads(sys.stdin.buffer.read())
