@@ -31,7 +31,7 @@ class Box(Machine):
         isolation: str | None = None,
     ) -> None:
         require_isolation(isolation)
-        super().__init__(mounts, environment, limits, None)
+        super().__init__(mounts, environment, limits)
 
     def write(self, files: Mapping[str, bytes | str]) -> None:
         """Write files below /work, with the folders that they are in. FactoryError where that cannot be done."""

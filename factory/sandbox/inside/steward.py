@@ -20,7 +20,7 @@ import resource
 import select
 import struct
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from factory.sandbox.inside import confine, memory
 from factory.sandbox.inside.wire import BROKEN, EXITED, HEADER, MEMORY, PYTHON, REPORT, ROOM, TIMEOUT, WRITE
@@ -76,7 +76,7 @@ class Steward:
     """The loop of process 1. With `zygote` it runs Python programs, many at once, each in a room of its own; without,
     commands in the box, one at a time."""
 
-    def __init__(self, control: int, zygote: bool, calls: bytes) -> None:
+    def __init__(self, control: int, zygote: bool, calls: confine.Filter | None) -> None:
         self.control = _socket.socket(fileno=control)
         self.zygote, self.calls = zygote, calls
         self.own = os.open("/proc/self/ns/pid", os.O_RDONLY) if zygote else -1
@@ -186,7 +186,8 @@ class Steward:
         os.setsid()
         confine.limit(job.seconds, job.memory, job.processes, job.files)
         confine.dumpable(True)
-        confine.filter_calls(self.calls)
+        if self.calls:
+            self.calls.install()
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         try:
             os._exit(python.run(command))
@@ -207,7 +208,7 @@ def _end_all() -> None:
             return
 
 
-def _receive(channel: _socket.socket) -> list:
+def _receive(channel: _socket.socket) -> Any:
     """The body of a job: its length in 8 bytes, and what is marshalled in so many."""
     data = bytearray()
     while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
@@ -240,17 +241,24 @@ def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def main(control: int, calls: bytes, modules: list[str] | None) -> None:
-    """Serve until outside has gone. `calls` filters the system calls of jobs, and `modules` are imported before any,
-    where this is a zygote."""
+def main(control: int, calls: tuple[bytes, bytes] | None, modules: list[str], sources: list[tuple[str, str]]) -> None:
+    """Serve until outside has gone.
+
+    With `calls` this is a zygote, which has imported `modules` and run `sources`, modules by their names; the first
+    filter is its own, the second is added for its jobs.
+    """
     confine.dumpable(False)
+    confine.limit_always()
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     os.set_inheritable(control, False)
     os.closerange(3, control)
     os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
-    if modules is not None:
+    job_filter = None
+    if calls:
         from factory.sandbox.inside import python
 
-        python.warm(modules)
-    Steward(control, modules is not None, calls).loop()
+        confine.Filter(calls[0]).install()
+        job_filter = confine.Filter(calls[1])
+        python.warm(modules, sources)
+    Steward(control, calls is not None, job_filter).loop()
     os._exit(0)
