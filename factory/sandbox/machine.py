@@ -71,7 +71,7 @@ def dropped() -> list[str]:
 def _program() -> _Program:
     sources = [(name, Path(__file__).with_name("inside").joinpath(f"{name}.py").read_text()) for name in _INSIDE]
     own = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    for python in (own, "/usr/bin/python3", "/usr/local/bin/python3"):
+    for python in ("/usr/bin/python3", "/usr/local/bin/python3", own):
         done = subprocess.run(
             [*dropped(), python, "-I", "-S", "-c", _COMPILE],
             input=marshal.dumps(sources, 2),
@@ -87,6 +87,11 @@ def _program() -> _Program:
             os.write(descriptor, code)
             return _Program(python, prefix.decode(), descriptor)
     raise FactoryError("sandbox: no Python here that every user may run: apt-get install python3")
+
+
+def steward_python() -> str:
+    """The Python that every box has: its path, outside and inside."""
+    return _program().python
 
 
 def _arguments(mounts: Sequence[str], files: int, zygote: bool) -> list[str]:
@@ -133,8 +138,6 @@ class Machine:
     With `modules` the steward is a zygote that has imported them, and run `sources`.
     """
 
-    isolation = "bubblewrap"
-
     def __init__(
         self,
         mounts: Sequence[str],
@@ -142,7 +145,9 @@ class Machine:
         limits: Limits,
         modules: Sequence[str] | None = None,
         sources: Mapping[str, str] = {},
+        isolation: str = "bubblewrap",
     ) -> None:
+        self.isolation = isolation
         self.limits, self.mounts, self.modules, self.sources = limits, mounts, modules, sources
         self.environment = {**ENVIRONMENT, **environment}
         self._begin()

@@ -38,8 +38,7 @@ class PythonZygote(Machine):
         sources: Mapping[str, str] = {},
         isolation: str | None = None,
     ) -> None:
-        require_isolation(isolation)
-        super().__init__(mounts, {}, limits, modules, sources)
+        super().__init__(mounts, {}, limits, modules, sources, require_isolation(isolation, zygote=True))
 
     def run(
         self, files: Mapping[str, bytes | str], command: Sequence[str], stdin: bytes = b"", limits: Limits | None = None

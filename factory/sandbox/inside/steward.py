@@ -27,6 +27,7 @@ from factory.sandbox.inside.wire import BROKEN, EXITED, HEADER, MEMORY, PYTHON, 
 
 _LOOK = 0.02  # seconds between two looks at the memory of a job
 _NEVER = float("inf")
+_WRITABLE = ["/work", "/tmp", "/dev/shm"]
 
 
 class Job:
@@ -53,7 +54,7 @@ class Job:
             if self.kind == PYTHON:
                 held, pids = memory.in_files([f"/proc/{self.pid}/root{ROOM}"]), memory.below(self.pid)
             else:
-                held, pids = memory.in_files(["/work", "/tmp", "/dev/shm"]), memory.everyone()
+                held, pids = memory.in_files(_WRITABLE), memory.everyone()
         except OSError:  # it ended
             return
         now_used = held + memory.used(pids, self.memory - held)
@@ -141,6 +142,8 @@ class Steward:
         _, status, usage = os.wait4(job.pid, 0)
         if not self.zygote:  # in a room, the kernel ends all with the first process
             _end_all()
+            for path in _WRITABLE:  # which a command may have closed to the next
+                os.chmod(path, 0o755)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         del self.jobs[job.pidfd]
