@@ -65,6 +65,7 @@ class Sandbox:
         self._open_box = functools.partial(Box, isolation=isolation)
         self._open_zygote = functools.partial(PythonZygote, limits=limits, isolation=isolation, sources=_sources())
         self._zygotes: dict[str, PythonZygote] = {}
+        self._ended: list[PythonZygote] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -78,8 +79,10 @@ class Sandbox:
     def close(self) -> None:
         """End its boxes."""
         with self._lock:
-            while self._zygotes:
-                self._zygotes.popitem()[1].close()
+            for zygote in (*self._zygotes.values(), *self._ended):
+                zygote.close()
+            self._zygotes.clear()
+            self._ended.clear()
 
     def judge(self, task: Task) -> Verdict:
         """The verdict on one task. `sandbox_error` where its boxes failed three times: nothing is known of the program.
@@ -206,6 +209,9 @@ class Sandbox:
         """The box of programs, or of tests; a new one where it has ended."""
         with self._lock:
             zygote = self._zygotes.get(what)
+            if zygote and not zygote.alive():
+                self._ended.append(zygote)  # other threads may still learn from it how it ended
+                zygote = None
             if zygote is None:
                 zygote = self._zygotes[what] = self._open_zygote()
             return zygote
