@@ -30,10 +30,9 @@ def examine(names: Sequence[str] = (), isolation: str | None = None, workers: in
     """Every language, or those named, in order: its version, and whether its example program passes."""
     rows = [language(name) for name in names] or list(languages().values())
     try:
-        found, why_not = require_isolation(isolation), ""
+        found = require_isolation(isolation)
     except FactoryError as error:
-        found, why_not = "", " ".join(str(error).split())
-    if not found:
+        why_not = " ".join(str(error).split())
         yield from (Finding(row.name, "", "", False, row.missing() or why_not) for row in rows)
         return
     open_box = functools.partial(Box, isolation=found)
@@ -56,7 +55,9 @@ def _finding(row: Language, open_box: OpenBox, isolation: str) -> Finding:
 def table(findings: Sequence[Finding], width: int = 120) -> str:
     """The findings as lines of text, and their count."""
     rows = [("language", "isolation", "works", "version, or why not")]
-    rows += [(f.language, f.isolation or "-", "yes" if f.works else "no", f.version if f.works else f.why_not) for f in findings]
+    for found in findings:
+        told = found.version if found.works else found.why_not
+        rows.append((found.language, found.isolation or "-", "yes" if found.works else "no", told))
     wide = [max(len(row[k]) for row in rows) for k in range(3)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, (*wide, 0), strict=True))[:width].rstrip() for row in rows]
     return "\n".join([*lines, f"{sum(f.works for f in findings)} of {len(findings)} languages work here"])

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,8 +39,8 @@ GRACE = 2.0
 TOLD = 4000
 """Characters of a program's output that a verdict carries."""
 _NONCE = 16
-_SAYS = "from factory.sandbox.inside.{} import main\nmain()\n"
-_PROGRAM, _TESTS = ({"main.py": _SAYS.format(name)} for name in ("candidate", "driver"))
+_PROGRAM, _TESTS = ("candidate", "driver")
+_MAIN = "from factory.sandbox.inside.{} import main\nmain()\n"
 _LIMITS = Limits()
 
 
@@ -62,8 +63,9 @@ class Sandbox:
         require_isolation(isolation)
         self.workers, self.limits, self.one_process = workers or 2 * (os.cpu_count() or 1), limits, one_process
         self._open_box = functools.partial(Box, isolation=isolation)
-        self._open_zygote = functools.partial(PythonZygote, limits=limits, isolation=isolation)
+        self._open_zygote = functools.partial(PythonZygote, limits=limits, isolation=isolation, sources=_sources())
         self._zygotes: dict[str, PythonZygote] = {}
+        self._ended: list[PythonZygote] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -77,8 +79,10 @@ class Sandbox:
     def close(self) -> None:
         """End its boxes."""
         with self._lock:
-            while self._zygotes:
-                self._zygotes.popitem()[1].close()
+            for zygote in (*self._zygotes.values(), *self._ended):
+                zygote.close()
+            self._zygotes.clear()
+            self._ended.clear()
 
     def judge(self, task: Task) -> Verdict:
         """The verdict on one task. `sandbox_error` where its boxes failed three times: nothing is known of the program.
@@ -144,7 +148,7 @@ class Sandbox:
         verdict = Verdict("passed")
         passed: list[bool] = []
         for number, case in enumerate(task.cases, 1):
-            zygote = self._zygote("programs")
+            zygote = self._zygote(_PROGRAM)
             ended = zygote.run({"main.py": task.program}, ["main.py"], case.stdin.encode(), limits)
             status, detail = _ran(ended)
             if status == "passed":
@@ -175,12 +179,13 @@ class Sandbox:
         for_program, for_tests = socket.socketpair()
         with for_program, for_tests:
             if one_process:
-                program = None
-                tests = self._zygote("programs").start(_TESTS | {"task": body}, ["main.py"], limits, for_tests.fileno())
+                program, tests_box = None, self._zygote(_PROGRAM)
             else:
-                program = self._zygote("programs").start(_PROGRAM, ["main.py"], limits, for_program.fileno())
-                files = _TESTS | {"task": body}
-                tests = self._zygote("tests").start(files, ["main.py"], tests_limits, for_tests.fileno())
+                command = ["-c", _MAIN.format("candidate")]
+                program = self._zygote(_PROGRAM).start({}, command, limits, for_program.fileno())
+                tests_box = self._zygote(_TESTS)
+            command = ["-c", _MAIN.format("driver"), body.decode("latin-1")]
+            tests = tests_box.start({}, command, tests_limits, for_tests.fileno())
         # The program ends when the tests do: with them goes its socket. Till then what it prints is read.
         ended = program.wait() if program else None
         judged = tests.wait()
@@ -204,6 +209,9 @@ class Sandbox:
         """The box of programs, or of tests; a new one where it has ended."""
         with self._lock:
             zygote = self._zygotes.get(what)
+            if zygote and not zygote.alive():
+                self._ended.append(zygote)  # other threads may still learn from it how it ended
+                zygote = None
             if zygote is None:
                 zygote = self._zygotes[what] = self._open_zygote()
             return zygote
@@ -219,6 +227,14 @@ class Sandbox:
             tier="A",
             isolation=ended.isolation,
         )
+
+
+@functools.cache
+def _sources() -> dict[str, str]:
+    """What runs in the boxes, in the order in which it is imported."""
+    folder = Path(__file__).with_name("inside")
+    names = ("literals", "peer", "candidate", "driver")
+    return {f"factory.sandbox.inside.{name}": (folder / f"{name}.py").read_text() for name in names}
 
 
 def _ran(ended: Execution) -> tuple[Status, str]:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.engine.errors import FactoryError, nearest
-from factory.sandbox.box import ENVIRONMENT, Box, Execution
+from factory.sandbox.box import Box, Execution
 from factory.sandbox.limits import Limits
+from factory.sandbox.machine import ENVIRONMENT
 from factory.sandbox.verdict import Case, Status, Task, Tier, Verdict
 
 OpenBox = Callable[..., AbstractContextManager[Box]]
@@ -113,7 +114,8 @@ def languages() -> dict[str, Language]:
 
 
 def _row(name: str, row: dict[str, Any]) -> Language:
-    return Language(name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Language(name=name, **fields)
 
 
 def language(name: str) -> Language:
@@ -123,7 +125,8 @@ def language(name: str) -> Language:
     for row in rows.values():
         if wanted == row.name or wanted in row.aliases:
             return row
-    raise FactoryError(f"{name}: no such language in languages.toml{nearest(wanted, rows)}: factory sandbox doctor lists them")
+    close = nearest(wanted, rows)
+    raise FactoryError(f"{name}: no such language in languages.toml{close}: factory sandbox doctor lists them")
 
 
 @functools.cache
@@ -268,7 +271,8 @@ class _Run:
             printed = done.stdout.decode(errors="replace")
             passed.append(done.code == 0 and agrees(case.stdout, printed, self.task.tolerance))
             if not passed[-1]:
-                told = f"exit code {done.code}" if done.code else f"printed {_short(printed)}, not {_short(case.stdout)}"
+                told = f"printed {_short(printed)}, not {_short(case.stdout)}"
+                told = f"exit code {done.code}: {_tail(done.stderr)}" if done.code else told
                 return replace(self._say("failed", f"case {number}: {told}", done), cases=tuple(passed))
         return replace(self._say("passed", "", done), cases=tuple(passed))
 

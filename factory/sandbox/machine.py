@@ -20,13 +20,15 @@ from typing import Any, NamedTuple, Self
 from factory.engine.errors import FactoryError
 from factory.sandbox.inside.wire import HEADER, ROOM
 from factory.sandbox.limits import Limits
-from factory.sandbox.process import Process
+from factory.sandbox.process import NOBODY, Process
 from factory.sandbox.seccomp import filter_program
 
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
 """All that a command finds in its environment, but for what its box adds."""
-NOBODY = 65534
-_INSIDE = ("wire", "memory", "confine", "python", "literals", "peer", "candidate", "driver", "steward")  # in the order in which they import each other
+_OWN_CALLS = ("mount", "setns", "unshare", "capset")  # what a zygote does for a job, before it refuses that to it
+_USERS = "root:x:0:0::/:/bin/sh\nbox:x:1000:1000::/tmp:/bin/sh\nnobody:x:65534:65534::/tmp:/bin/sh\n"
+_GROUPS = "root:x:0:\nbox:x:1000:\nnogroup:x:65534:\n"
+_INSIDE = ("wire", "memory", "confine", "python", "steward")  # in the order in which they import each other
 _COMPILE = """
 import marshal, sys
 sources = marshal.loads(sys.stdin.buffer.read())
@@ -44,7 +46,7 @@ for name, code in marshal.loads(os.pread({program}, 1 << 24, 0)):
         inside = type(sys)("inside") if name == "wire" else inside
         setattr(inside, name, module)
     exec(code, module.__dict__)
-module.main({control}, {calls!r}, {modules!r})
+module.main({control}, {calls!r}, {modules!r}, {sources!r})
 """
 
 
@@ -69,7 +71,7 @@ def dropped() -> list[str]:
 def _program() -> _Program:
     sources = [(name, Path(__file__).with_name("inside").joinpath(f"{name}.py").read_text()) for name in _INSIDE]
     own = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    for python in (own, "/usr/bin/python3", "/usr/local/bin/python3"):
+    for python in ("/usr/bin/python3", "/usr/local/bin/python3", own):
         done = subprocess.run(
             [*dropped(), python, "-I", "-S", "-c", _COMPILE],
             input=marshal.dumps(sources, 2),
@@ -87,8 +89,13 @@ def _program() -> _Program:
     raise FactoryError("sandbox: no Python here that every user may run: apt-get install python3")
 
 
+def steward_python() -> str:
+    """The Python that every box has: its path, outside and inside."""
+    return _program().python
+
+
 def _arguments(mounts: Sequence[str], files: int, zygote: bool) -> list[str]:
-    """bubblewrap's options: the programs of the system and nothing else of it, read only, and empty writable folders."""
+    """bubblewrap's options: the programs of the system and no more of it, read only, and empty writable folders."""
     options = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"]
     options += ["--unshare-cgroup-try", "--as-pid-1", "--uid", "1000", "--gid", "1000", "--hostname", "box"]
     options += ["--ro-bind", "/usr", "/usr"]
@@ -114,7 +121,7 @@ def _arguments(mounts: Sequence[str], files: int, zygote: bool) -> list[str]:
     else:
         for name in ("/work", "/tmp", "/dev/shm"):
             options += ["--size", str(files), "--tmpfs", name]
-    return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
+    return [*options, "--remount-ro", "/dev"]
 
 
 def _pipe_of(data: bytes) -> int:
@@ -128,15 +135,20 @@ def _pipe_of(data: bytes) -> int:
 class Machine:
     """Process 1 and its box, from start to end; a context manager. Box and PythonZygote say what runs in it.
 
-    With `modules` the steward is a zygote that has imported them.
+    With `modules` the steward is a zygote that has imported them, and run `sources`.
     """
 
-    isolation = "bubblewrap"
-
     def __init__(
-        self, mounts: Sequence[str], environment: Mapping[str, str], limits: Limits, modules: Sequence[str] | None
+        self,
+        mounts: Sequence[str],
+        environment: Mapping[str, str],
+        limits: Limits,
+        modules: Sequence[str] | None = None,
+        sources: Mapping[str, str] = {},
+        isolation: str = "bubblewrap",
     ) -> None:
-        self.limits, self.mounts, self.modules = limits, mounts, modules
+        self.isolation = isolation
+        self.limits, self.mounts, self.modules, self.sources = limits, mounts, modules, sources
         self.environment = {**ENVIRONMENT, **environment}
         self._begin()
 
@@ -152,15 +164,23 @@ class Machine:
         self._said = b""
         self._errors, errors = os.pipe()
         nothing, silence = os.pipe()  # not /dev/null: Python asks once, at its start, whether these can seek
-        calls = filter_program(sockets=not zygote)
-        passed = [inside.fileno(), status, program.descriptor]
-        options = [*_arguments([*below, *self.mounts], self.limits.files, zygote), "--json-status-fd", str(status)]
-        if not zygote:
-            passed.append(_pipe_of(calls))
-            options += ["--seccomp", str(passed[-1])]
-        modules = None if self.modules is None else list(self.modules)
+        data = [_pipe_of(_USERS.encode()), _pipe_of(_GROUPS.encode())]
+        options = _arguments([*below, *self.mounts], self.limits.files, zygote)
+        options += ["--file", str(data[0]), "/etc/passwd", "--file", str(data[1]), "/etc/group", "--remount-ro", "/"]
+        calls = None
+        if zygote:
+            calls = filter_program(sockets=False, without=_OWN_CALLS), filter_program(only=_OWN_CALLS)
+        else:
+            data.append(_pipe_of(filter_program()))
+            options += ["--seccomp", str(data[-1])]
+        options += ["--json-status-fd", str(status)]
+        passed = [inside.fileno(), status, program.descriptor, *data]
         start = _START.format(
-            program=program.descriptor, control=inside.fileno(), calls=calls if zygote else b"", modules=modules
+            program=program.descriptor,
+            control=inside.fileno(),
+            calls=calls,
+            modules=list(self.modules or ()),
+            sources=list(self.sources.items()),
         )
         command = [*dropped(), bwrap, *options, program.python, "-I", *([] if zygote else ["-S"]), "-c", start]
         try:
@@ -176,7 +196,7 @@ class Machine:
             )
         finally:
             inside.close()
-            for descriptor in (status, errors, nothing, silence, *passed[3:]):
+            for descriptor in (status, errors, nothing, silence, *data):
                 os.close(descriptor)
 
     def __enter__(self) -> Self:
@@ -202,6 +222,10 @@ class Machine:
         finally:
             process.detach()
         return process
+
+    def alive(self) -> bool:
+        """Whether the box still runs."""
+        return self._process.poll() is None
 
     def broken(self) -> str:
         """End a box that does not work; what bubblewrap or the steward said."""

@@ -16,6 +16,8 @@ from factory.sandbox.limits import Limits
 if TYPE_CHECKING:
     from factory.sandbox.machine import Machine
 
+NOBODY = 65534
+"""The user that runs boxes where we are root."""
 GRACE = 20.0
 """Seconds beyond its limit after which a box that has not reported is broken."""
 _PIECE = 1 << 16
@@ -91,6 +93,9 @@ class Process:
         self._stderr, stderr = os.pipe()
         self._opened.append(stderr)
         self.inside = (self.channel_inside.fileno(), stdin, stdout, stderr)
+        if os.getuid() == 0:  # so that the command may open /dev/stdin and the others by their names
+            for descriptor in self._opened:
+                os.fchown(descriptor, NOBODY, NOBODY)
 
     def started(self, body: bytes) -> None:
         """The steward has the descriptors: close ours of them, and send it the body."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 from factory.engine.errors import FactoryError
@@ -32,7 +33,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "process_madvise": (440, 440), "kcmp": (312, 272), "pidfd_getfd": (438, 438), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "ioprio_set": (251, 30),
-    "migrate_pages": (256, 238), "move_pages": (279, 239), "setpriority": (141, 140),
+    "migrate_pages": (256, 238), "move_pages": (279, 239), "setpriority": (141, 140), "capset": (126, 91),
     # memory that belongs to no process, or that cannot be taken back
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
     "shmctl": (31, 195), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
@@ -56,7 +57,9 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 # Programs and the C library try these first, and take another way where the kernel is too old to have them.
 ABSENT = {"memfd_create", "memfd_secret", "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd"}
-_CLONE3 = {"x86_64": 435, "aarch64": 435}
+# Runtimes complain on their output where they may not schedule themselves: they are told that they may.
+SILENT = {"sched_setparam", "sched_setscheduler", "sched_setattr", "setpriority", "ioprio_set"}
+_CLONE3 = (435, 435)
 _NEW_NAMESPACE = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 
 
@@ -64,7 +67,7 @@ class _Argument(NamedTuple):
     """A call that is refused for some values of one argument."""
 
     numbers: tuple[int, int]
-    index: int
+    place: int
     test: int
     values: tuple[int, ...]
     refuse_others: bool = False
@@ -109,7 +112,7 @@ def _when(number: int, block: list[bytes]) -> list[bytes]:
 
 def _checked(rule: _Argument, number: int) -> list[bytes]:
     """Refuse or allow one call by one of its arguments."""
-    block = [_argument(rule.index)]
+    block = [_argument(rule.place)]
     for k, value in enumerate(rule.values):
         block.append(_jump(rule.test, value, len(rule.values) - k, 0))
     last = [_refuse(errno.EPERM), _statement(_RETURN, _ALLOW)]
@@ -130,10 +133,14 @@ def _sockets(number: int) -> list[bytes]:
     return _when(number, block)
 
 
-def filter_program(sockets: bool = True, architecture: str | None = None) -> bytes:
-    """The filter as an array of `struct sock_filter`. Without `sockets`, socket() is refused (socketpair() is not).
+def filter_program(
+    *, sockets: bool = True, only: Collection[str] = (), without: Collection[str] = (), architecture: str | None = None
+) -> bytes:
+    """The filter as an array of `struct sock_filter`; a call by another architecture's convention kills its process.
 
-    A call of another architecture's convention kills its process. FactoryError on an architecture without numbers here.
+    Without `sockets`, socket() is refused (socketpair() is not). `without` these calls, or `only` these, is for a
+    process that must make some itself before it refuses them to what it runs. FactoryError on an architecture whose
+    numbers are not here.
     """
     machine = architecture or platform.machine()
     if machine not in ARCHITECTURES:
@@ -147,14 +154,16 @@ def filter_program(sockets: bool = True, architecture: str | None = None) -> byt
     ]
     if machine == "x86_64":
         program += [_jump(_GREATER_EQUAL, _X32, 0, 1), _statement(_RETURN, _KILL)]
-    for rule in _ARGUMENTS_REFUSED:
-        program += _checked(rule, rule.numbers[column])
-    number = _SOCKET[column]
-    program += _sockets(number) if sockets else _when(number, [_refuse(errno.EACCES)])
-    # clone3 hides its flags behind a pointer; without it the C library calls clone.
-    program += _when(_CLONE3[machine], [_refuse(errno.ENOSYS)])
+    if not only:
+        for rule in _ARGUMENTS_REFUSED:
+            program += _checked(rule, rule.numbers[column])
+        number = _SOCKET[column]
+        program += _sockets(number) if sockets else _when(number, [_refuse(errno.EACCES)])
+        # clone3 hides its flags behind a pointer; without it the C library calls clone.
+        program += _when(_CLONE3[column], [_refuse(errno.ENOSYS)])
     for name, numbers in REFUSED.items():
-        if (refused := numbers[column]) is not None:
-            program += _when(refused, [_refuse(errno.ENOSYS if name in ABSENT else errno.EPERM)])
+        if (refused := numbers[column]) is not None and name not in without and (not only or name in only):
+            error = errno.ENOSYS if name in ABSENT else 0 if name in SILENT else errno.EPERM
+            program += _when(refused, [_refuse(error)])
     program.append(_statement(_RETURN, _ALLOW))
     return b"".join(program)

@@ -1,7 +1,7 @@
 """Installs the toolchains of languages.toml: `python3 -m factory.sandbox.toolchains [--core]`. Needs no other package.
 
-Debian's packages by apt-get, npm's and PyPI's into the folder of FACTORY_TOOLCHAINS (see languages.tools). What is there
-already is left as it is. What a machine cannot have is told, and the rest is installed.
+Debian's packages by apt-get, npm's and PyPI's into the folder of FACTORY_TOOLCHAINS (see languages.tools). What is
+there already is left as it is.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def _all(packages: Iterable[Iterable[str]]) -> list[str]:
 
 def debian(packages: Sequence[str]) -> None:
     """Install Debian packages that are absent, all in one go."""
-    query = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages], capture_output=True, text=True)
-    there = {line.split()[0] for line in query.stdout.splitlines() if line.endswith(" installed")}
+    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages]
+    lines = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    there = {line.split()[0] for line in lines if line.endswith(" installed")}
     if shutil.which("npm"):  # a node that is not Debian's brings its own npm, and excludes Debian's
         there |= {"npm"}
     absent = [package for package in packages if package not in there]

@@ -24,8 +24,9 @@ class PythonZygote(Machine):
     count of processes of its own, and one file system of `limits.files` bytes for /work, /tmp and /dev/shm. Programs
     may run at the same time and know nothing of each other. A context manager.
 
-    A program is the first process of its room, so the kernel ignores signals that it sends itself and has no handler
-    for. It may not open sockets; socketpair() works.
+    `modules` are imported before any program runs, and `sources` (name: text) are run as modules of these names: a
+    program that imports them finds them made. A program is the first process of its room, so the kernel ignores signals
+    that it sends itself and has no handler for. It may not open sockets; socketpair() works.
     """
 
     def __init__(
@@ -34,15 +35,15 @@ class PythonZygote(Machine):
         mounts: Sequence[str] = (),
         limits: Limits = _LIMITS,
         modules: Sequence[str] = MODULES,
+        sources: Mapping[str, str] = {},
         isolation: str | None = None,
     ) -> None:
-        require_isolation(isolation)
-        super().__init__(mounts, {}, limits, modules)
+        super().__init__(mounts, {}, limits, modules, sources, require_isolation(isolation, zygote=True))
 
     def run(
         self, files: Mapping[str, bytes | str], command: Sequence[str], stdin: bytes = b"", limits: Limits | None = None
     ) -> Execution:
-        """Run `python command` to its end: a file of `files`, which lie in /work, and its arguments."""
+        """Run `python command` to its end: a file of `files`, which lie in /work, or `-c` and a text; and arguments."""
         return self.start(files, command, limits).communicate(stdin)
 
     def start(

@@ -2,8 +2,8 @@
 
     python -m tests.sandbox.mxeval [--languages go,perl] [--problems 20] [--workers 1] [--out verdicts.jsonl]
 
-Without --problems all of them, which takes hours. Perl, Go and Scala have no canonical solutions in these sets: ours, to
-some of their problems, are in programs/mxeval_solutions.toml. What does not pass is in mxeval_exceptions.toml, with why.
+Without --problems all of them, which takes hours. Perl, Go and Scala have no canonical solutions in these sets: ours,
+to some of their problems, are in programs/mxeval_solutions.toml. What does not pass is in mxeval_exceptions.toml.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ RAISE = {
     "python": "    raise ValueError", "ruby": 'raise "broken"', "perl": "die;", "go": 'panic("broken")',
     "scala": "throw new Exception",
 }  # fmt: skip
+COMPARISONS = ("< >=", "> <=", "== !=", "=== !==")
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def sample(found: list[Problem], count: int) -> list[Problem]:
 
 
 def variants(problem: Problem) -> Iterator[tuple[str, str]]:
-    """Wrong solutions made of the right one, likely ones first: what was done, and the solution. The last one raises."""
+    """Wrong solutions made of the right one, likely ones first: what was done, and the text. The last raises."""
     flips = [
         ("numbers", r"(?<![\w.])(\d+)(?![\w.])", lambda m: str(int(m[1]) + 1)),
         ("truth", r"\b([Tt]rue|[Ff]alse)\b", lambda m: _swap(m[1], "true false", "True False")),
-        ("comparisons", r" (<|>=|>|<=|==|!=|===|!==) ", lambda m: f" {_swap(m[1], '< >=', '> <=', '== !=', '=== !==')} "),
+        ("comparisons", r" (<|>=|>|<=|==|!=|===|!==) ", lambda m: f" {_swap(m[1], *COMPARISONS)} "),
         ("arithmetic", r" ([+-]) ", lambda m: f" {_swap(m[1], '+ -')} "),
         ("extremes", r"\b(min|max)\b", lambda m: _swap(m[1], "min max")),
     ]
@@ -146,7 +147,6 @@ def main() -> None:
     parser.add_argument("--out", default="", help="write the verdicts here, as JSON lines")
     options = parser.parse_args()
     known = exceptions()
-    out = open(options.out, "a") if options.out else None
     for name in options.languages.split(","):
         if missing := language(name).missing():
             print(missing)
@@ -162,15 +162,13 @@ def main() -> None:
                 counts["broken failed"] += bool(judged.broken)
                 counts["broken by raising only"] += judged.broken == "raises"
                 seconds += judged.seconds
-                if out:
-                    out.write(json.dumps(asdict(judged)) + "\n")
-                    out.flush()
+                if options.out:
+                    with open(options.out, "a") as file:
+                        file.write(json.dumps(asdict(judged)) + "\n")
                 if judged.status != "passed" and judged.id not in known:
                     print(f"  {judged.id}: {judged.status}: {' '.join(judged.detail.split())[:300]}")
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         print(f"{name}: {len(found)} solutions: {told}; {seconds / max(1, len(found)):.2f} s each", flush=True)
-    if out:
-        out.close()
 
 
 if __name__ == "__main__":

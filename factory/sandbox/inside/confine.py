@@ -17,6 +17,7 @@ _ADDRESS_SPACE = 4 << 30  # bytes: a backstop; runtimes reserve far more than th
 _INODES = 1 << 14  # files in the file system of a room
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_CALLS = {name: getattr(_libc, name) for name in ("capset", "mount", "prctl", "setns", "unshare")}
 
 
 class _Program(ctypes.Structure):
@@ -25,30 +26,40 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def call(name: str, *arguments: object) -> None:
+# Made once, not in each process: a type of ctypes takes longer to make than all that it is used for.
+_CAPABILITIES = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+
+
+def _call(name: str, *arguments: object) -> None:
     """A function of the C library that returns 0; OSError names it where it does not."""
-    if getattr(_libc, name)(*arguments) != 0:
+    if _CALLS[name](*arguments) != 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")
 
 
 def dumpable(yes: bool) -> None:
     """Whether others of this user may look into this process's memory and descriptors."""
-    call("prctl", _PR_SET_DUMPABLE, int(yes), 0, 0, 0)
+    _call("prctl", _PR_SET_DUMPABLE, int(yes), 0, 0, 0)
 
 
-def filter_calls(program: bytes) -> None:
-    """Refuse system calls to this process and its children, for good: an array of struct sock_filter."""
-    call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    text = ctypes.create_string_buffer(program, len(program))
-    held = _Program(len(program) // 8, ctypes.cast(text, ctypes.c_void_p))
-    call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(held), 0, 0)
+class Filter:
+    """A filter of system calls: an array of struct sock_filter."""
+
+    def __init__(self, program: bytes) -> None:
+        self._text = ctypes.create_string_buffer(program, len(program))
+        self._program = _Program(len(program) // 8, ctypes.cast(self._text, ctypes.c_void_p))
+        self._place = ctypes.byref(self._program)
+
+    def install(self) -> None:
+        """In this process and its children, for good."""
+        _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self._place, 0, 0)
 
 
 def new_processes(own: int) -> None:
     """Let the next child be the first process of a namespace; `own` is a descriptor of this process's namespace."""
-    call("setns", own, CLONE_NEWPID)
-    call("unshare", CLONE_NEWPID)
+    _call("setns", own, CLONE_NEWPID)
+    _call("unshare", CLONE_NEWPID)
 
 
 def room(size: int) -> None:
@@ -57,33 +68,36 @@ def room(size: int) -> None:
     Its files are one file system of `size` bytes, to which /work, /tmp and /dev/shm lead. The user namespace comes
     last, for the mounts need the rights of the one before; it makes the count of processes the room's own.
     """
-    call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
+    _call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
     options = f"size={size},nr_inodes={_INODES},mode=0755".encode()
-    call("mount", b"room", ROOM.encode(), b"tmpfs", _NOSUID_NODEV, options)
-    call("mount", b"proc", b"/proc", b"proc", _NOSUID_NODEV_NOEXEC, None)
+    _call("mount", b"room", ROOM.encode(), b"tmpfs", _NOSUID_NODEV, options)
+    _call("mount", b"proc", b"/proc", b"proc", _NOSUID_NODEV_NOEXEC, None)
     for name in ("work", "tmp", "shm"):
         os.mkdir(f"{ROOM}/{name}")
-    call("unshare", CLONE_NEWUSER)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    call("capset", header, (ctypes.c_uint32 * 6)())
+    _call("unshare", CLONE_NEWUSER)
+    _call("capset", *_CAPABILITIES)
+
+
+def limit_always() -> None:
+    """The limits that are the same for all, the first process of the box among them."""
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_MEMLOCK, 0)
+    _limit(resource.RLIMIT_MSGQUEUE, 0)
+    _limit(resource.RLIMIT_NICE, 0)
+    _limit(resource.RLIMIT_NOFILE, 1024)
+    _limit(resource.RLIMIT_RTPRIO, 0)
+    _limit(resource.RLIMIT_SIGPENDING, 1024)
 
 
 def limit(seconds: float, memory: int, processes: int, files: int) -> None:
     """Limit this process and its children, for good."""
-    for name, value in (
-        ("CORE", 0),
-        ("CPU", int(seconds) + 2),
-        ("FSIZE", files),
-        ("NPROC", processes),
-        ("AS", max(_ADDRESS_SPACE, 4 * memory)),
-        ("NOFILE", 1024),
-        ("MEMLOCK", 0),
-        ("MSGQUEUE", 0),
-        ("SIGPENDING", 1024),
-        ("RTPRIO", 0),
-        ("NICE", 0),
-    ):
-        which = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(which)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (value, value))
+    _limit(resource.RLIMIT_AS, max(_ADDRESS_SPACE, 4 * memory))
+    _limit(resource.RLIMIT_CPU, int(seconds) + 2)
+    _limit(resource.RLIMIT_FSIZE, files)
+    _limit(resource.RLIMIT_NPROC, processes)
+
+
+def _limit(which: int, value: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (value, value))

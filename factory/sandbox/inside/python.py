@@ -11,10 +11,13 @@ import threading
 from types import CodeType, ModuleType
 
 
-def warm(modules: list[str]) -> None:
+def warm(modules: list[str], sources: list[tuple[str, str]]) -> None:
     """Import what programs use and run once what the interpreter makes at first use: forked processes share it."""
     for name in modules:
         __import__(name)
+    for name, text in sources:
+        module = sys.modules[name] = ModuleType(name)
+        exec(compile(text, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
     heard, sys.stderr = sys.stderr, io.StringIO()
     try:
         exec(compile("def f(x: int) -> list:\n  return [k for k in range(x)]\nassert f(0), 'x'", "warm", "exec"), {})
@@ -28,15 +31,18 @@ def warm(modules: list[str]) -> None:
 
 
 def run(command: list[str]) -> int:
-    """Run a file with its arguments; the exit code. What it started with `threading` and `atexit` is waited for."""
-    path = command[0]
-    main = ModuleType("__main__")
-    main.__dict__.update(__file__=path, __builtins__=sys.modules["builtins"])
-    sys.modules["__main__"] = main
-    sys.argv = list(command)
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    """Run a file with its arguments, or the text behind `-c`; the exit code. Its threads are waited for."""
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    main.__dict__["__builtins__"] = sys.modules["builtins"]
+    if command[0] == "-c":
+        sys.argv = ["-c", *command[2:]]
+        sys.path.insert(0, "")
+    else:
+        sys.argv = list(command)
+        sys.path.insert(0, os.path.dirname(os.path.abspath(command[0])))
+        main.__dict__["__file__"] = command[0]
     gc.enable()
-    code = _guarded(lambda: exec(_compiled(path), main.__dict__))
+    code = _guarded(lambda: exec(_compiled(command), main.__dict__))
     code = _guarded(threading._shutdown) or code  # type: ignore[attr-defined]
     code = _guarded(atexit._run_exitfuncs) or code
     for stream in (sys.stdout, sys.stderr):
@@ -47,9 +53,11 @@ def run(command: list[str]) -> int:
     return code
 
 
-def _compiled(path: str) -> CodeType:
-    with open(path, "rb") as file:
-        return compile(file.read(), path, "exec", dont_inherit=True)
+def _compiled(command: list[str]) -> CodeType:
+    if command[0] == "-c":
+        return compile(command[1], "<string>", "exec", dont_inherit=True)
+    with open(command[0], "rb") as file:
+        return compile(file.read(), command[0], "exec", dont_inherit=True)
 
 
 def _guarded(work: object) -> int:

@@ -20,13 +20,14 @@ import resource
 import select
 import struct
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from factory.sandbox.inside import confine, memory
 from factory.sandbox.inside.wire import BROKEN, EXITED, HEADER, MEMORY, PYTHON, REPORT, ROOM, TIMEOUT, WRITE
 
 _LOOK = 0.02  # seconds between two looks at the memory of a job
 _NEVER = float("inf")
+_WRITABLE = ["/work", "/tmp", "/dev/shm"]
 
 
 class Job:
@@ -53,7 +54,7 @@ class Job:
             if self.kind == PYTHON:
                 held, pids = memory.in_files([f"/proc/{self.pid}/root{ROOM}"]), memory.below(self.pid)
             else:
-                held, pids = memory.in_files(["/work", "/tmp", "/dev/shm"]), memory.everyone()
+                held, pids = memory.in_files(_WRITABLE), memory.everyone()
         except OSError:  # it ended
             return
         now_used = held + memory.used(pids, self.memory - held)
@@ -76,7 +77,7 @@ class Steward:
     """The loop of process 1. With `zygote` it runs Python programs, many at once, each in a room of its own; without,
     commands in the box, one at a time."""
 
-    def __init__(self, control: int, zygote: bool, calls: bytes) -> None:
+    def __init__(self, control: int, zygote: bool, calls: confine.Filter | None) -> None:
         self.control = _socket.socket(fileno=control)
         self.zygote, self.calls = zygote, calls
         self.own = os.open("/proc/self/ns/pid", os.O_RDONLY) if zygote else -1
@@ -141,6 +142,8 @@ class Steward:
         _, status, usage = os.wait4(job.pid, 0)
         if not self.zygote:  # in a room, the kernel ends all with the first process
             _end_all()
+            for path in _WRITABLE:  # which a command may have closed to the next
+                os.chmod(path, 0o755)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         del self.jobs[job.pidfd]
@@ -186,7 +189,8 @@ class Steward:
         os.setsid()
         confine.limit(job.seconds, job.memory, job.processes, job.files)
         confine.dumpable(True)
-        confine.filter_calls(self.calls)
+        if self.calls:
+            self.calls.install()
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         try:
             os._exit(python.run(command))
@@ -207,7 +211,7 @@ def _end_all() -> None:
             return
 
 
-def _receive(channel: _socket.socket) -> list:
+def _receive(channel: _socket.socket) -> Any:
     """The body of a job: its length in 8 bytes, and what is marshalled in so many."""
     data = bytearray()
     while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
@@ -240,17 +244,24 @@ def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def main(control: int, calls: bytes, modules: list[str] | None) -> None:
-    """Serve until outside has gone. `calls` filters the system calls of jobs, and `modules` are imported before any,
-    where this is a zygote."""
+def main(control: int, calls: tuple[bytes, bytes] | None, modules: list[str], sources: list[tuple[str, str]]) -> None:
+    """Serve until outside has gone.
+
+    With `calls` this is a zygote, which has imported `modules` and run `sources`, modules by their names; the first
+    filter is its own, the second is added for its jobs.
+    """
     confine.dumpable(False)
+    confine.limit_always()
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     os.set_inheritable(control, False)
     os.closerange(3, control)
     os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
-    if modules is not None:
+    job_filter = None
+    if calls:
         from factory.sandbox.inside import python
 
-        python.warm(modules)
-    Steward(control, modules is not None, calls).loop()
+        confine.Filter(calls[0]).install()
+        job_filter = confine.Filter(calls[1])
+        python.warm(modules, sources)
+    Steward(control, calls is not None, job_filter).loop()
     os._exit(0)
