@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
 from factory.sandbox.judge import Sandbox
@@ -204,6 +207,28 @@ def test_many_functions_on_many_cases_are_few_jobs(sandbox):
     found = cross_check(functions, cases, sandbox)
     assert (len(found.functions), len(found.cases)) == (12, 40) and not found.dropped
     assert sandbox.jobs == 12 * -(-40 // CALLS)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_what_is_kept_is_what_the_paper_says(sandbox, data):
+    """Any table of what each function says of each response (None: it raises), beside the rule in fractions."""
+    said = st.sampled_from([True, False, None])
+    table = data.draw(st.lists(st.lists(said, min_size=5, max_size=5), min_size=1, max_size=5, unique_by=tuple))
+    cases = [Example(str(i), data.draw(st.booleans())) for i in range(5)]
+    functions = [f"SAID = {row}\n\n\ndef evaluate(response):\n    return SAID[int(response)]\n" for row in table]
+
+    right = [[said is case.follows for said, case in zip(row, cases, strict=True)] for row in table]
+    good = [i for i in range(5) if Fraction(sum(row[i] for row in right), len(table)) > Fraction(1, 2)]
+    kept = [
+        function
+        for function, row in zip(functions, right, strict=True)
+        if good and Fraction(sum(row[i] for i in good), len(good)) > Fraction(1, 2)
+    ]
+    found = cross_check(functions, cases, sandbox)
+    assert found.cases == tuple(cases[i] for i in good)
+    assert found.functions == tuple(kept)
+    assert sum(found.counts().values()) == len(functions) + len(cases)
 
 
 def test_rows_are_plain_and_read_back(sandbox):

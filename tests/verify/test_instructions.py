@@ -255,7 +255,7 @@ def test_any_text_is_judged_and_what_is_followed_strictly_is_followed_loosely(id
     "piece", ["[", "<<", ">>", "*", "\n", "\n*", " ", "a.", "-\n", "***", "******", '"', "A", ",\n", "p."]
 )
 def test_long_texts_that_backtracking_would_never_finish(piece):
-    text = piece * (200_000 // len(piece))
+    text = piece * (60_000 // len(piece))
     for id in KINDS:
         arguments = draw(id, random.Random(0))
         follows(text, [id], [arguments], "Write a poem.")
