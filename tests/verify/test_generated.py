@@ -105,7 +105,7 @@ def test_what_confirms_each_other_is_kept(sandbox):
         "case: kept": 4, "case: accuracy": 1, "case: duplicate": 1,
     }  # fmt: skip
     assert [(one.item, one.detail) for one in found.dropped if one.reason == "accuracy"] == [
-        (wrong_case.response, "1 of 4 functions"),
+        (wrong_case.response, "1 of 4 functions say that it follows"),
         (BAD["always true"], "2 of 4 cases; failed: _factory_evaluate: True where False is expected"),
     ]
     assert sandbox.jobs == 4

@@ -169,7 +169,9 @@ def cross_check(functions: Sequence[str], cases: Sequence[Example], sandbox: San
         if right * 2 > len(outcomes):
             kept.append(place)
         else:
-            dropped.append(Dropped("case", example.response, "accuracy", f"{right} of {len(outcomes)} functions"))
+            said = "it follows" if example.follows else "it does not follow"
+            detail = f"{right} of {len(outcomes)} functions say that {said}"
+            dropped.append(Dropped("case", example.response, "accuracy", detail))
     good = []
     for source, outcome in outcomes.items():
         right = sum(outcome.right[place] for place in kept)

@@ -7,6 +7,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from factory.engine.errors import FactoryError
+
 if TYPE_CHECKING:
     from langdetect.detector_factory import DetectorFactory
 
@@ -26,7 +28,6 @@ _ABBREVIATIONS, _BEGINNINGS = frozenset(_ABBREVIATED.split()), frozenset(_BEGIN.
 _WORD = re.compile(r"\w+")
 # A piece between apostrophes is a word, as treebanks cut contractions: `I'M` is two.
 _PIECE = re.compile(r"[^\s\"'`’“”()\[\]{}<>,:;!?]+")
-
 _SOLID = re.compile(r"[\w.?!]")
 _DOTTED = re.compile(r"(?:\w\.)+\w")
 
@@ -74,8 +75,10 @@ def _ends(word: str, heads: bool, after: str) -> bool:
 @lru_cache(maxsize=1)
 def _factory() -> DetectorFactory:
     """langdetect's profiles, in a detector of our own: its draws are random, and here always the same."""
-    from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
-
+    try:
+        from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
+    except ImportError as error:
+        raise FactoryError("instructions on the language need langdetect: pip install langdetect") from error
     factory = DetectorFactory()
     factory.load_profile(PROFILES_DIRECTORY)
     factory.set_seed(0)
