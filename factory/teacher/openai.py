@@ -260,7 +260,7 @@ class OpenAI:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Retry(self._hide(str(error)), away=True, limited=True) from error
         except TimeoutError as error:
-            raise Retry(f"no answer in {self.timeout:g} s") from error
+            raise Retry(f"no answer in {self.timeout:g} s: raise timeout, or lower in_flight") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Retry(self._hide(f"the connection broke: {type(error).__name__}: {error}"), away=True) from error
         if status == 200:
