@@ -35,14 +35,14 @@ def prompt(name: str) -> Prompt:
         ("verify", {"instruction": "Use no comma & no {{ braces }}."}),
         ("describe", {"function": SOURCE}),
         ("compare", {"instruction": "Use no comma.", "description": "Avoid commas."}),
-        ("judge", {"instruction": "Use no comma.", "query": "Who are you?", "response": "A person."}),
+        ("judge", {"instruction": "Use no comma.", "prompt": "Who are you?", "response": "A person."}),
     ],
 )
 def test_prompts_hold_what_they_are_given(name, variables):
     template = prompt(name)
     assert set(template.variables) == set(variables)
-    ((role, text),) = template.messages(variables)
-    assert role == "user"
+    (first, _), (second, text) = template.messages(variables)
+    assert (first, second) == ("system", "user")
     assert text.count("\n\n\n") == 0 and text == text.strip()
     for value in variables.values():
         for one in value if isinstance(value, list) else [value]:
@@ -50,7 +50,7 @@ def test_prompts_hold_what_they_are_given(name, variables):
 
 
 def test_the_answer_that_the_prompt_shows_can_be_read():
-    text = prompt("verify").messages({"instruction": "Use no comma."})[0].content
+    text = prompt("verify").messages({"instruction": "Use no comma."})[-1].content
     functions, cases = candidate(text)
     assert functions == ["def evaluate(response):\n    ...\n"]
     assert {case.follows for case in cases} == {True, False}
@@ -175,7 +175,7 @@ ABOUT = {"comma": "Write without commas.", "lower": "Write in small letters.", "
 def scripted(requests: Iterable[Request]) -> Iterator[Response | Failed]:
     """Describes a function by a word in it; compares as if only commas were asked for."""
     for request in requests:
-        text = request.messages[0].content
+        text = request.messages[-1].content
         if (block := re.search(r"```python\n(.*?)```", text, re.DOTALL)) is not None:
             if "fail" in block[1]:
                 yield Failed("the server is gone", request)

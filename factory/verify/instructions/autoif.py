@@ -3,7 +3,7 @@
 The prompts are `recipes/prompts/autoif_*.jinja`. rewrite (`instructions`, `count`): more instructions like some that a
 person wrote. verify (`instruction`): a function and cases, as `candidate` reads them. describe (`function`): what a
 function checks, in words. compare (`instruction`, `description`): whether these contradict each other. judge
-(`instruction`, `query`, `response`): how well a response suits what was asked, from 1 to 10.
+(`prompt`, `instruction`, `response`): how well a response suits what was asked, from 1 to 10.
 """
 
 from __future__ import annotations
