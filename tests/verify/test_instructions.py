@@ -333,6 +333,20 @@ def test_each_instruction_has_arguments():
         follows("Some text.", ["punctuation:no_comma", "startend:quotation"], [{}])
 
 
+def test_json_text_is_read_as_a_column_of_json_lines_holds_it():
+    ids, kwargs = ["keywords:existence", "punctuation:no_comma"], [{"keywords": ["cat"]}, {}]
+    for text in ("A cat", "A, B"):
+        assert follows(text, json.dumps(ids), json.dumps(kwargs)) == follows(text, ids, kwargs)
+
+
+@pytest.mark.parametrize(
+    "ids, kwargs", [("punctuation:no_comma", [{}]), ([3], [{}]), (["x"], ["{}"]), (["x"], "[{}"), (None, [])]
+)
+def test_what_is_no_list_is_told(ids, kwargs):
+    with pytest.raises(FactoryError, match="give a list of type"):
+        follows("A cat", ids, kwargs)
+
+
 def test_nulls_are_not_given():
     assert follows("A cat", ["keywords:existence"], [{"keywords": ["cat"], "num_words": None}]).passed
 

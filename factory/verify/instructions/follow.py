@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,22 +24,36 @@ def variants(response: str) -> tuple[str, ...]:
 
 def verdicts(
     response: str,
-    instruction_ids: Sequence[str],
-    kwargs: Sequence[Mapping[str, Any]],
+    instruction_ids: Sequence[str] | str,
+    kwargs: Sequence[Mapping[str, Any]] | str,
     prompt: str = "",
     strict: bool = True,
 ) -> tuple[Check, ...]:
     """Whether the response follows each instruction. A blank response follows none.
 
-    `kwargs` holds the arguments of each instruction. FactoryError where a kind is unknown, or an argument is unknown,
-    missing or of another type. `prompt` is what was asked, for the kinds that judge by it.
+    `kwargs` holds the arguments of each instruction. Both may be JSON text, as a column of JSON lines holds it.
+    FactoryError where a kind is unknown, or an argument is unknown, missing or of another type. `prompt` is what was
+    asked, for the kinds that judge by it.
     """
+    instruction_ids, kwargs = _list(instruction_ids, "instruction_ids", str), _list(kwargs, "kwargs", dict)
     if len(instruction_ids) != len(kwargs):
         raise FactoryError(
             f"{len(instruction_ids)} instructions and arguments for {len(kwargs)}: give each its own, {{}} for none"
         )
     texts = variants(response) if not strict else (response,) if response.strip() else ()
     return tuple(_judge(texts, id, given, prompt) for id, given in zip(instruction_ids, kwargs, strict=True))
+
+
+def _list(value: Any, name: str, kind: type) -> list[Any]:
+    """A list of one type, or its JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, kind) for one in value):
+        raise FactoryError(f"{name}: give a list of type {kind.__name__}, or its JSON text")
+    return list(value)
 
 
 def _judge(texts: Sequence[str], id: str, given: Mapping[str, Any], prompt: str) -> Check:
@@ -58,8 +73,8 @@ def _judge(texts: Sequence[str], id: str, given: Mapping[str, Any], prompt: str)
 
 def follows(
     response: str,
-    instruction_ids: Sequence[str],
-    kwargs: Sequence[Mapping[str, Any]],
+    instruction_ids: Sequence[str] | str,
+    kwargs: Sequence[Mapping[str, Any]] | str,
     prompt: str = "",
     strict: bool = True,
 ) -> Check:
@@ -67,6 +82,7 @@ def follows(
 
     The score is the share of instructions that are followed. Errors as of `verdicts`.
     """
+    instruction_ids = _list(instruction_ids, "instruction_ids", str)
     checks = verdicts(response, instruction_ids, kwargs, prompt, strict)
     broken = [f"{id}: {check.reason}" for id, check in zip(instruction_ids, checks, strict=True) if not check.passed]
     return Check(not broken, "; ".join(broken), 1 - len(broken) / len(checks) if checks else 1.0)
