@@ -34,9 +34,9 @@ def passes(
     """Whether the program in a response passes its tests: their source, `cases` of input and output, or `calls`.
 
     Tests in Python call the program from another box, with `entry_point` as its function (tier A, see
-    factory.sandbox.judge); in other languages tests run beside the program (tier B or C), cases do not. The score is 1 or
-    0, or with cases and calls alone the share that passed: cases end at the first that fails. FactoryError where the
-    toolchain is not here, the boxes do not work, or there is nothing to judge by.
+    factory.sandbox.judge); in other languages tests run beside the program (tier B or C), cases do not. The score is
+    1 or 0, or with cases and calls alone the share that passed: cases end at the first that fails. FactoryError where
+    the toolchain is not here, the boxes do not work, or there is nothing to judge by.
     """
     program = extract(response, language, entry_point)
     if not program.strip():
