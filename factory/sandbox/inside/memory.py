@@ -7,6 +7,8 @@ import resource
 
 PAGE = resource.getpagesize()
 INODE = 1 << 10  # bytes of the kernel's memory that an empty file takes
+SOCKET = 1 << 19  # bytes that the buffers of a socket may hold, and that belong to no process
+_FEW = 64  # sockets that do not count
 
 
 def below(root: int) -> list[str]:
@@ -76,3 +78,24 @@ def in_files(paths: list[str]) -> int:
         held = os.statvfs(path)
         total += (held.f_blocks - held.f_bfree) * held.f_frsize + (held.f_files - held.f_ffree) * INODE
     return total
+
+
+def in_sockets(pids: list[str], all_of_them: bool) -> int:
+    """Bytes that sockets may hold: of `all_of_them` in this network namespace, or of these processes alone."""
+    with open("/proc/net/sockstat", "rb") as file:
+        number = int(file.readline().split()[2])
+    if number <= _FEW:
+        return 0
+    if not all_of_them:
+        number = len({link for pid in pids for link in _links(pid) if link.startswith("socket:")})
+    return number * SOCKET
+
+
+def _links(pid: str) -> list[str]:
+    found = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    except OSError:  # it ended, or closed some
+        pass
+    return found

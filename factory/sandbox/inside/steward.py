@@ -50,13 +50,12 @@ class Job:
     def look(self) -> None:
         """Its memory, against its limit."""
         began = time.monotonic()
+        pids = memory.below(self.pid) if self.kind == PYTHON else memory.everyone()
         try:
-            if self.kind == PYTHON:
-                held, pids = memory.in_files([f"/proc/{self.pid}/root{ROOM}"]), memory.below(self.pid)
-            else:
-                held, pids = memory.in_files(_WRITABLE), memory.everyone()
-        except OSError:  # it ended
-            return
+            held = memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
+        except OSError:  # its first thread has ended: then as much as there may be
+            held = self.files
+        held += memory.in_sockets(pids, self.kind != PYTHON)
         now_used = held + memory.used(pids, self.memory - held)
         self.peak = max(self.peak, now_used)
         now = time.monotonic()
