@@ -105,7 +105,7 @@ print('held' if not got and p < 0 else got)
     Attack(
         "mounts",
         """
-made = [libc.mount(b't', b'/work', b'tmpfs', 0, None), libc.umount2(b'/work', 2), 
+made = [libc.mount(b't', b'/work', b'tmpfs', 0, None), libc.umount2(b'/work', 2),
         libc.mount(b'/', b'/tmp', None, 4096, None), libc.mount(None, b'/', None, 32, None)]
 print('held' if all(made) else made)
 """,
@@ -127,7 +127,7 @@ print('held')
         "the memory of process 1",
         """
 tries(*[lambda n=n: open('/proc/1/' + n, 'rb').read(9) for n in ('mem', 'environ', 'maps', 'auxv')],
-      lambda: open('/proc/1/mem', 'r+b'), 
+      lambda: open('/proc/1/mem', 'r+b'),
       *[lambda n=n: os.listdir('/proc/1/' + n) for n in ('fd', 'map_files', 'root')])
 """,
         box_only=True,

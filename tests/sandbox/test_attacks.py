@@ -117,7 +117,7 @@ def test_a_box_holds(attack, outside):
 
 @pytest.mark.parametrize("attack", parameters([a for a in (*ATTACKS, *ESCAPES) if not a.box_only]))
 def test_a_room_of_the_zygote_holds(attack, zygote, outside):
-    held(attack, zygote, lambda source, seconds: in_zygote(zygote, source, seconds), outside)
+    held(attack, zygote._machine, lambda source, seconds: in_zygote(zygote, source, seconds), outside)
     look = "import os; print(6 * 7, os.listdir('/work'), os.listdir('/tmp'), os.listdir('/dev/shm'))"
     after = in_zygote(zygote, look)
     assert after.stdout == b"42 ['program.py'] [] []\n", after
@@ -216,7 +216,7 @@ box, zygote = Box(), PythonZygote()
 loop = "print(1, flush=True)\\nwhile True: pass"
 a, b = box.start(["python3", "-c", loop]), zygote.start({}, ["-c", loop])
 a.stdout.readline(), b.stdout.readline()
-print(box._process.pid, zygote._process.pid, flush=True)
+print(box._process.pid, zygote._machine._process.pid, flush=True)
 time.sleep(1000)
 """
     runner = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, cwd=REPOSITORY, text=True)

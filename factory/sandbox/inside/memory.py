@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Collection
 
 PAGE = resource.getpagesize()
 INODE = 1 << 10  # bytes of the kernel's memory that an empty file takes
@@ -11,8 +12,8 @@ SOCKET = 1 << 19  # bytes that the buffers of a socket may hold, and that belong
 _FEW = 64  # sockets that do not count
 
 
-def below(root: int) -> list[str]:
-    """A process and its descendants."""
+def below(root: int, without: Collection[int] = ()) -> list[str]:
+    """A process and its descendants, but those that are or come from the children `without`."""
     children: dict[str, list[str]] = {}
     for pid in everyone():
         try:
@@ -20,7 +21,8 @@ def below(root: int) -> list[str]:
                 parent = file.read().rpartition(b")")[2].split()[1].decode()
         except OSError:  # it ended
             continue
-        children.setdefault(parent, []).append(pid)
+        if int(pid) not in without:
+            children.setdefault(parent, []).append(pid)
     found = [str(root)]
     for pid in found:  # grows while it is read
         found += children.get(pid, [])
@@ -95,7 +97,10 @@ def _links(pid: str) -> list[str]:
     found = []
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
-            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
-    except OSError:  # it ended, or closed some
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+            except OSError:  # closed
+                continue
+    except OSError:  # it ended
         pass
     return found
