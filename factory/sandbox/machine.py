@@ -112,8 +112,6 @@ def _arguments(mounts: Sequence[str], files: int, zygote: bool) -> list[str]:
             options += ["--ro-bind", name, name]
     for name in _SETTINGS:
         options += ["--ro-bind-try", name, name]
-    for name in mounts:
-        options += ["--ro-bind", name, name]
     options += ["--proc", "/proc", "--size", str(1 << 16), "--tmpfs", "/dev"]
     for name in ("null", "zero", "full", "random", "urandom"):
         options += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
@@ -127,6 +125,8 @@ def _arguments(mounts: Sequence[str], files: int, zygote: bool) -> list[str]:
     else:
         for name in ("/work", "/tmp", "/dev/shm"):
             options += ["--size", str(files), "--tmpfs", name]
+    for name in mounts:
+        options += ["--ro-bind", name, name]
     return [*options, "--remount-ro", "/dev"]
 
 

@@ -189,7 +189,7 @@ class Steward:
             if self.zygote:
                 private = {job.channel.fileno(), *standard}
                 for descriptor in (self.own, self.control.fileno(), *self.jobs):
-                    if descriptor not in private:
+                    if descriptor >= 0 and descriptor not in private:
                         os.close(descriptor)
                 if not self.scratch:
                     confine.room(job.files)
@@ -293,9 +293,13 @@ def _write(work: str, files: dict[str, bytes]) -> None:
         if os.path.lexists(path):
             os.unlink(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with open(descriptor, "wb", buffering=0) as file:
-            while data:
-                data = data[file.write(data) :]
+        try:
+            with open(descriptor, "wb", buffering=0) as file:
+                while data:
+                    data = data[file.write(data) :]
+        except OSError:
+            os.unlink(path)
+            raise
 
 
 def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
