@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from factory.engine.errors import FactoryError, nearest
+from factory.sandbox.inside import landlock
 from factory.sandbox.inside.wire import PYTHON, RUN
 from factory.sandbox.limits import Limits
 from factory.sandbox.machine import Machine, steward_python
@@ -50,20 +51,21 @@ def why_not(name: str, zygote: bool = False) -> str:
         marker = Path(folder, "outside")
         marker.touch(0o666)
         marker.chmod(0o666)
-        problems = _tried(name, zygote, [str(marker)])
+        problems = _tried(name, zygote, str(marker))
         if marker.stat().st_size:
             problems = ["a program in it wrote outside", *problems]
     return "; ".join(problems)
 
 
-def _tried(name: str, zygote: bool, outside: list[str]) -> list[str]:
+def _tried(name: str, zygote: bool, marker: str) -> list[str]:
     """What the probe finds wrong."""
     source = Path(__file__).with_name("inside").joinpath("probe.py").read_text()
     try:
         with Machine((), {}, _LIMITS, ["socket"] if zygote else None, isolation=name) as machine:
-            arguments = [outside[0], " ".join(machine.environment), str(_LIMITS.processes), *outside]
-            # Python may have been installed below one of them.
-            arguments += [path for path in _HOST if not steward_python().startswith(path + "/")]
+            hidden = [path for path in _HOST if not steward_python().startswith(path + "/")]  # Python may lie in one
+            if name == "degraded" and not landlock.version():  # nothing hides the files of the host
+                hidden, marker = [], ""
+            arguments = [marker, " ".join(machine.environment), str(_LIMITS.processes), *hidden]
             if zygote:
                 process = machine.job(PYTHON, ({}, ["-c", source, *arguments]), None)
             else:

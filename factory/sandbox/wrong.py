@@ -118,7 +118,7 @@ def _mutable(node: ast.AST) -> bool:
 
 def _mutate(node: ast.AST) -> None:
     if isinstance(node, ast.Compare):
-        node.ops[0] = _FLIPPED[type(node.ops[0])]()  # type: ignore[assignment]
+        node.ops = [_FLIPPED[type(node.ops[0])](), *node.ops[1:]]  # type: ignore[list-item]
     elif isinstance(node, (ast.BinOp, ast.BoolOp)):
         node.op = _FLIPPED[type(node.op)]()  # type: ignore[assignment]
     elif isinstance(node, ast.Constant):

