@@ -47,7 +47,7 @@ def payload(response: str) -> str:
     """
     blocks = list(fences(response))
     if not blocks:
-        return response.strip()
+        return response
     if len(blocks) > 1:
         raise ValueError(f"{len(blocks)} fenced blocks where one is expected")
     if not blocks[0].closed:

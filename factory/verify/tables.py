@@ -100,6 +100,10 @@ _OTHER = re.compile(
 )
 
 
+# Of these, a block to which the lines below belong as well, up to an empty one.
+_GOES_ON = re.compile(r" {0,3}(>|[-+*][ \t]|\d{1,9}[.)][ \t]|(</?[a-zA-Z]+[ \t/>]|<[!?]))")
+
+
 def _cells(line: str) -> list[str]:
     """The cells of a row: split at each pipe without a backslash before it, also within code."""
     parts = _PIPE.split(line.strip(" \t"))
@@ -113,19 +117,28 @@ def _tables(text: str) -> list[list[tuple[list[str], str]]]:
     lines, tables, at = re.split(r"\r\n|\r|\n", text), [], 1
     while at < len(lines):
         head, below = lines[at - 1], lines[at]
+        if block := _GOES_ON.match(head):
+            while at < len(lines) and lines[at].strip() and (block[2] or not _OTHER.match(lines[at])):
+                at += 1
+            at += 1
+            continue
         fits = (
             _DELIMITER.fullmatch(below.strip())
             and ("|" in below or ":" in below)  # else it makes a heading of the line above
             and not _OTHER.match(head)
             and not _OTHER.match(below)
-            and head.strip("| \t") != ""
-            and len(_cells(head)) == len(_cells(below))
+            and head.strip()
         )
         if not fits:
             at += 1
             continue
+        if head.strip() == "|" or len(_cells(head)) != len(_cells(below)):
+            # GitHub looks for no other table in the same paragraph.
+            while at < len(lines) and lines[at].strip() and not _OTHER.match(lines[at]):
+                at += 1
+            continue
         end = at + 1
-        while end < len(lines) and lines[end].strip("| \t") and not _OTHER.match(lines[end]):
+        while end < len(lines) and lines[end].strip() not in ("", "|") and not _OTHER.match(lines[end]):
             end += 1
         tables.append([(_cells(line), line) for line in lines[at - 1 : end]])
         at = end + 1
@@ -149,9 +162,8 @@ def parse_markdown_table(response: str, columns: Columns = (), rows: int | None 
     """
     text = bounded(response)
     blocks = list(fences(text))
-    outside = text
-    for block in reversed(blocks):
-        outside = outside[: block.start] + "\n" + outside[block.end :]
+    edges = [0, *(edge for block in blocks for edge in (block.start, block.end)), len(text)]
+    outside = "\n".join(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
     found = _tables(outside) or (_tables(blocks[0].body) if len(blocks) == 1 else [])
     if len(found) != 1:
         raise Malformed(f"{len(found)} tables where one is expected" if found else "no table")
@@ -172,7 +184,7 @@ def markdown_table(response: str, columns: Columns = (), rows: int | None = None
 
 # Whole tables
 
-COMPARED = 2_000_000
+COMPARED = 1_000_000
 """Pairs of rows that are compared at most where they differ within the tolerance."""
 
 
