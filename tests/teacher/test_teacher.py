@@ -88,6 +88,17 @@ def test_equal_requests_of_two_askers_are_asked_once():
     assert len(server.calls) == 40
 
 
+def test_an_asker_that_is_held_up_holds_up_no_other():
+    """The first asker may not send its last request yet, and is not looked at; the second wants the same."""
+    with Server() as server, teacher(server, budget=Budget(requests_a_minute=120)) as one:
+        first = one.ask(prompts(8))
+        next(first)
+        assert not server.answered["prompt 7", 0]
+        assert texts(one.ask([Request(prompt="prompt 7")])) == [[text_of("prompt 7", 0)]]
+        assert texts(first) == [[text_of(f"prompt {number}", 0)] for number in range(1, 8)]
+    assert set(server.answered.values()) == {1}
+
+
 def test_equal_requests_fail_alike_and_a_failure_is_not_kept(tmp_path):
     status = 400
     with Server(lambda p, b: Reply(status)) as server, teacher(server, tmp_path) as one:
