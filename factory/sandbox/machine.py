@@ -238,10 +238,6 @@ class Machine:
             process.detach()
         return process
 
-    def alive(self) -> bool:
-        """Whether the box still runs."""
-        return self._process.poll() is None
-
     def broken(self) -> str:
         """End a box that does not work; what bubblewrap or the steward said."""
         with self._lock:
