@@ -119,6 +119,16 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path):
     assert put(cache, b"k", 0, "b") == [["b"]]
 
 
+def test_a_full_disk_is_told_and_tears_nothing(tmp_path):
+    cache = Cache(str(tmp_path))
+    put(cache, b"k", 0, "a")
+    cache._db.execute("PRAGMA max_page_count = 12")
+    noise = "".join(map(chr, range(0x4E00, 0x9FFF)))
+    with pytest.raises(FactoryError, match="free some space"):
+        put(cache, b"l", 0, "b", noise, noise)
+    assert (get(cache, b"k", 1), get(cache, b"l", 3)) == (["a"], [])
+
+
 def test_a_copy_says_the_same(tmp_path):
     cache = Cache(str(tmp_path / "here"))
     put(cache, b"k", 0, "a" * 10_000)
