@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Task, Verdict
 from factory.verify.instructions import generated
 from factory.verify.instructions.generated import CALLS, STOPS, Example, Verifiers, cross_check
+from factory.verify.verifier import Verifier
 
 GOOD = (
     'def evaluate(response):\n    return "," not in response\n',
@@ -235,6 +237,24 @@ def test_rows_are_plain_and_read_back(sandbox):
     found = cross_check([*GOOD, *BAD.values()][:6], CASES, sandbox)
     assert found.dropped
     assert Verifiers.of(json.loads(json.dumps(found.row()))) == found
+
+
+def test_a_row_is_a_verifier_by_name(sandbox):
+    row = Verifiers(GOOD, CASES).row()
+    verifier = Verifier("instructions:accepted")
+    rows = [
+        row,
+        json.dumps(row),
+        pa.array([row]).to_pylist()[0],
+        Verifiers((), CASES).row(),
+        {"functions": []},
+        "[",
+        None,
+    ]
+    checks = verifier(["Well, no", "Fine", "Fine", *["Fine"] * 4], {"verifiers": rows})
+    assert [check.score for check in checks[:3]] == [0.0, 1.0, 1.0]
+    assert "no verification function is left" in str(checks[3])
+    assert all(isinstance(check, FactoryError) and "no row" in str(check) for check in checks[4:])
 
 
 def test_a_sandbox_that_fails_is_no_verdict():

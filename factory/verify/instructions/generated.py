@@ -7,6 +7,7 @@ half of the functions that are kept accept it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -135,6 +136,20 @@ class Verifiers:
             tuple(Example(**case) for case in row["cases"]),
             tuple(Dropped(**one) for one in row["dropped"]),
         )
+
+
+def accepted(response: str, verifiers: Mapping[str, Any] | str) -> Check:
+    """Whether the functions of a row, `Verifiers.row()` or its JSON text, accept a response: for steps and rewards.
+
+    They run in the sandbox of this process. Errors as of `Verifiers.check_all`, and where the row is none.
+    """
+    from factory.verify.code import _sandbox
+
+    try:
+        found = Verifiers.of(json.loads(verifiers) if isinstance(verifiers, str) else verifiers)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FactoryError(f"verifiers: no row of Verifiers.row(): {type(error).__name__}: {error}") from error
+    return found.check(response, _sandbox())
 
 
 @dataclass
