@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from factory.engine.errors import FactoryError
 from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Call, Task, Verdict
 from factory.verify.check import Check
+
+if TYPE_CHECKING:
+    from factory.sandbox.judge import Sandbox
 
 CALLS = 16
 """Calls of a function in one job of the sandbox."""
@@ -53,12 +56,6 @@ def {_EVALUATE}(response):
         signal.setitimer(signal.ITIMER_REAL, 0)
     return value if value is True or value is False else "a value of type " + type(value).__name__
 """
-
-
-class Sandbox(Protocol):
-    """What is used of `factory.sandbox.judge.Sandbox`."""
-
-    def judge_all(self, tasks: Iterable[Task]) -> Iterator[Verdict]: ...
 
 
 @dataclass(frozen=True)
