@@ -21,12 +21,15 @@ from factory.verify.units import unit_of
 
 LONG = 200_000
 """Characters from the end of a response that are looked at."""
+SENTENCE = 1000
+"""Characters of the sentence of an answer."""
 BRIEF = 100
 """Characters of a response that may be an answer as it stands."""
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}\\$.,]))")
+BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 JOINED = re.compile(r"(?:[\s$,;]|\\[()\[\]])*(?:(?P<word>and|or|和|或)(?:[\s$]|\\[()\[\]])*)?")
-HASHES = re.compile(r"####[ \t]*([^\n]+)")
+HASHES = re.compile(r"####[ \t]*([^\n]{1,1000})")
 TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end)\|>|</s>|<\|im_start\|>\s*(?:user|system)")
 ANOTHER = re.compile(r"\n\s*(?:\*\*|#+ )?(?:Question|Problem|Q|Human|User|问题|题目)\s*\d{0,4}\s*[:：]")
 CUE = re.compile(
@@ -36,7 +39,8 @@ CUE = re.compile(
     r"|(?:答案|结果)(?:应该|应)?(?:是|为|選|选|[:：])+|^答\s*[:：]|(?:故|应|因此|所以)\s*(?:选择?|答案(?:是|为)?)\s*[:：]?",
     re.IGNORECASE | re.MULTILINE,
 )
-WRAP = r"[\s*_]*"
+ASIDE = re.compile(r"\b(?:not|if|whether|check|verify|what|your|must|should)\b", re.IGNORECASE)
+WRAP = re.compile(r"[\s*_]*")
 STOP = re.compile(r"[.!?](?=[\s*_\"')]|$)|[。！；]|\n|<\|")
 NUMBER = re.compile(
     r"(?<![\w.^\\{])(?:(?<=[\s(=:$€£])-|^-)?\s?[\$€£]?(?:\\\$)?-?"
@@ -45,6 +49,7 @@ NUMBER = re.compile(
     r"|-?\\[dt]?frac\{-?\d+\}\{\d+\}(?:\s?\\?%)?"
 )
 MATH = re.compile(r"\$\$([^$]{1,400})\$\$|(?<![\\$])\$([^$\n]{1,400})\$|\\\(((?:[^\\]|\\[^)]){1,400}?)\\\)|\\\[((?:[^\\]|\\[^\]]){1,400}?)\\\]")
+MONEY = re.compile(r"^\\?\$\s*")
 HEDGE = re.compile(r"(\S+)\s+or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?$", re.IGNORECASE)
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx|≈")
@@ -65,7 +70,9 @@ def final_answer(response: str) -> str:
         return cued
     text = text.strip()
     if len(text) <= BRIEF and "\n" not in text and not re.search(r"[.!?]\s+\S", text):
-        return tidy(text)
+        whole = tidy(text)
+        if not _prose(whole):
+            return whole
     return _last(text)
 
 
@@ -105,7 +112,7 @@ def boxes(text: str) -> list[tuple[int, int, str]] | None:
 def _close(text: str, start: int) -> int:
     """Behind the brace that closes the one before `start`; -1 where none does."""
     depth = 1
-    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+    for match in BRACES.finditer(text, start):
         depth += (match[0] == "{") - (match[0] == "}")
         if depth == 0:
             return match.end()
@@ -131,24 +138,22 @@ def _boxed(text: str) -> str | None:
 
 def _cued(text: str) -> str | None:
     """What follows the last cue that is followed by anything."""
-    answer = None
-    for match in CUE.finditer(text):
-        between = (match["between"] or "").lower()
-        if re.search(r"\b(?:not|if|whether|check|verify|what|your|must|should)\b", between):
-            continue
-        found = _sentence(text, match.end())
-        if found:
-            answer = found
-    return answer
+    for match in reversed(list(CUE.finditer(text))):
+        if not match["between"] or not ASIDE.search(match["between"]):
+            found = _sentence(text, match.end())
+            if found:
+                return found
+    return None
 
 
 def _sentence(text: str, start: int) -> str:
     """The answer in the sentence that begins at `start`; in mathematics between delimiters a stop does not end it."""
-    lead = re.compile(WRAP).match(text, start)
+    lead = WRAP.match(text, start)
     start = lead.end() if lead else start
     span = MATH.match(text, start)
-    stop = STOP.search(text, span.end() if span else start)
-    return tidy(text[start : stop.start() if stop else len(text)])
+    end = min(len(text), start + SENTENCE)
+    stop = STOP.search(text, span.end() if span else start, end)
+    return tidy(text[start : stop.start() if stop else end])
 
 
 def tidy(text: str) -> str:
@@ -158,17 +163,20 @@ def tidy(text: str) -> str:
     option = OPTION.fullmatch(text.strip())
     if option:
         return option[1]
+    span = MATH.fullmatch(text)
+    if span:
+        text = next(filter(None, span.groups())).strip()
     sides = EQUALS.split(text)
     if len(sides) > 1 and _reckoned(sides[0]):
         text = sides[-1].strip()
     if not _prose(text):
         return text
-    span = [next(filter(None, match.groups())) for match in MATH.finditer(text)]
-    if len(span) == 1 and not NUMBER.search(MATH.sub(" ", text)) and not _denied(text):
-        return _right(span[0])
+    spans = [next(filter(None, match.groups())) for match in MATH.finditer(text)]
+    if len(spans) == 1 and not NUMBER.search(MATH.sub(" ", text)) and not _denied(text):
+        return _right(spans[0])
     numbers = [match[0].strip() for match in NUMBER.finditer(text)]
-    if len(numbers) == 1 and not span and not _denied(text):
-        return numbers[0].removeprefix("$").strip()
+    if len(numbers) == 1 and not spans and not _denied(text):
+        return MONEY.sub("", numbers[0])
     return text
 
 
@@ -211,7 +219,7 @@ def _last(text: str) -> str:
         value = _right(next(filter(None, span.groups())))
         before, start = tail[: span.start()], span.start()
     elif number:
-        value, start = number[0].strip().removeprefix("$").strip(), number.start()
+        value, start = MONEY.sub("", number[0].strip()), number.start()
         before = tail[:start].rstrip("$ ")
         if before[-1:] in tuple("+*/×÷^") or re.match(r"\s*[+*×÷^=]|\s+-\s", tail[number.end() :]):
             return ""  # the response breaks off in a calculation

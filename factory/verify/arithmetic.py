@@ -149,9 +149,17 @@ def _line(text: str, line: int, rough: bool) -> Iterator[Equation]:
             continue
         rounds = "about" if found[sign].kind == "≈" else "whole" if rough else ""
         equation = _judge(text, left, right, line, rounds)
+        if equation and not equation.holds and place + 1 < len(signs) and _runs_on(right, equation.right):
+            continue
         if equation:
             chained = sign
             yield equation
+
+
+def _runs_on(right: list[Token], value: Fraction) -> bool:
+    """Whether the next calculation begins with the result of this one: `100 / 5 = 20 * 2 = 40`."""
+    bare = _bare(right)
+    return len(bare) > 2 and bare[0].kind == "number" and bare[1].kind in OPERATORS and number(bare[0].text) == value
 
 
 def _equals(found: list[Token], at: int) -> bool:
@@ -283,7 +291,7 @@ def _judge(text: str, left: list[Token], right: list[Token], line: int, rounds: 
         value, claimed = evaluate(_bare(left)), evaluate(_bare(right))
     except Unknown:
         return None
-    holds = value == claimed or _rounded(value, claimed, right, rounds)
+    holds = value == claimed or _rounded(value, claimed, right, rounds) or _propagated(value, claimed, left, rounds)
     if not holds and (_percents(left, right, rounds) or _doubtful(text, left, right)):
         return None
     if not holds and SCALED.search(text) and any(
@@ -324,11 +332,20 @@ def _rounded(value: Fraction, claimed: Fraction, right: list[Token], rounds: str
     places = len(digits.partition(".")[2]) + (2 if bare[-1].kind == "%" else 0)
     step = Fraction(1, 10**places)
     off = abs(value - claimed)
+    if places > 10 and off <= abs(value) / 10**12:
+        return True  # as floating point prints it: 0.7000000000000001
     if rounds == "about" and places == 0:
         return off <= 10 ** (len(digits) - len(digits.rstrip("0,")))
     if rounds:
         return off < step or (rounds == "about" and off <= step)
     return places > 0 and (off <= step / 2 or (places >= 2 and off < step and abs(claimed) < abs(value)))
+
+
+def _propagated(value: Fraction, claimed: Fraction, left: list[Token], rounds: str) -> bool:
+    """Whether operands that were rounded to 3 places or more explain the difference: `18 * 3.14159 ≈ 56.54866`."""
+    parts = [(number(token.text), len(token.text.partition(".")[2])) for token in left if token.kind == "number"]
+    errors = [Fraction(1, 2 * 10**places) / abs(operand) for operand, places in parts if places >= 3 and operand]
+    return bool(rounds and errors) and abs(value - claimed) <= abs(value) * sum(errors)
 
 
 def _percents(left: list[Token], right: list[Token], rounds: str) -> bool:

@@ -2,7 +2,7 @@
 
 `correct` finds the final answer (`answers`) and compares it with the reference: exactly and at once where both are
 rational numbers, collections of them, options or words (`values`), else by math-verify in a process of its own
-(`symbolic`), at most 5 seconds of CPU time a comparison and 10 a verdict. A comparison that needs more is a failed
+(`symbolic`), at most 2 seconds of CPU time a comparison and 4 a verdict. A comparison that needs more is a failed
 check with the reason "timeout". Where in doubt the answer is wrong: this filters training data and is a reward.
 """
 

@@ -171,6 +171,7 @@ def _root(value: Fraction) -> Fraction:
     return Fraction(above, below)
 
 
+REPEATING = re.compile(r"(-?)(\d{1,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}")
 CLOSES = {"(": ")", "{": "}", "[": "]"}
 
 
@@ -314,6 +315,11 @@ def exact(text: str) -> Fraction | None:
     """The rational value of a cleaned expression, None where it has none that is known."""
     if len(text) > 4 * DIGITS:
         return None
+    match = REPEATING.fullmatch(text)
+    if match:
+        start, cycle = match[3], match[4]
+        value = Fraction(int(match[2] + start + cycle) - int(match[2] + start), (10 ** len(cycle) - 1) * 10 ** len(start))
+        return -value if match[1] else value
     try:
         return evaluate([token for token in tokens(text) if token.kind != "space"])
     except Unknown:

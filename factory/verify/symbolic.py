@@ -17,7 +17,7 @@ from pathlib import Path
 
 from factory.engine.errors import FactoryError
 
-SECONDS = 5.0
+SECONDS = 2.0
 """CPU time of a comparison,"""
 MEMORY = 1 << 30
 """and the bytes of address space that it may take (sympy loaded takes 70 MB)."""

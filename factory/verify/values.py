@@ -15,7 +15,7 @@ from factory.verify.units import factor, unit_of
 
 LENGTH = 2000
 """Characters of an answer: a longer one equals only itself."""
-BUDGET = 10.0
+BUDGET = 4.0
 """CPU seconds that the symbolic comparisons of one verdict may take together."""
 PLACES = 6
 """A decimal with so many significant digits stands for the number that it rounds, where that has no end."""
@@ -278,7 +278,9 @@ def _related(text: str) -> bool:
 
 def _label(text: str) -> tuple[str, str]:
     match = LABELLED.fullmatch(text)
-    return (match[1] or match[3], match[2] or match[4]) if match else ("", "")
+    if not match or re.search(r"\([A-J]\)|\b[A-J][.)]\s", match[2] or match[4]):
+        return "", ""  # all options listed choose none
+    return match[1] or match[3], match[2] or match[4]
 
 
 def _matrix(text: str) -> list[list[str]] | None:
