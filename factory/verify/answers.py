@@ -48,7 +48,9 @@ NUMBER = re.compile(
     r"(?:[eE][+-]?\d+)?(?:\s+\d+/\d+|\s*/\s*\d+(?![\w/])|\s*\\[dt]?frac\{\d+\}\{\d+\})?(?:\s?\\?%|\s+percent\b)?"
     r"|-?\\[dt]?frac\{-?\d+\}\{\d+\}(?:\s?\\?%)?"
 )
-MATH = re.compile(r"\$\$([^$]{1,400})\$\$|(?<![\\$])\$([^$\n]{1,400})\$|\\\(((?:[^\\]|\\[^)]){1,400}?)\\\)|\\\[((?:[^\\]|\\[^\]]){1,400}?)\\\]")
+MATH = re.compile(
+    r"\$\$([^$]{1,400})\$\$|(?<![\\$])\$([^$\n]{1,400})\$|\\\(((?:[^\\]|\\[^)]){1,400}?)\\\)|\\\[((?:[^\\]|\\[^\]]){1,400}?)\\\]"
+)
 MONEY = re.compile(r"^\\?\$\s*")
 HEDGE = re.compile(r"(\S+)\s+or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?$", re.IGNORECASE)
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
@@ -86,7 +88,11 @@ def _spoken(text: str) -> str:
     turn = TURN.search(text)
     text = text[: turn.start()] if turn else text
     another = ANOTHER.search(text)
-    if another and (_boxed(text[: another.start()]) or HASHES.search(text, 0, another.start()) or CUE.search(text, 0, another.start())):
+    if another and (
+        _boxed(text[: another.start()])
+        or HASHES.search(text, 0, another.start())
+        or CUE.search(text, 0, another.start())
+    ):
         return text[: another.start()]
     return text
 
@@ -159,7 +165,12 @@ def _sentence(text: str, start: int) -> str:
 def tidy(text: str) -> str:
     """An answer without markdown and full stops; of a sentence around one number, or after `=`, that alone."""
     text = text.strip().strip("*_`\"' \t").rstrip(".,;:!。，").strip("*_`\"' \t")
-    text = re.sub(r"^(?:is|are|be|that|equals?(?: to)?|approximately|about|roughly|therefore|simply|just)\b[\s:]*", "", text, flags=re.I)
+    text = re.sub(
+        r"^(?:is|are|be|that|equals?(?: to)?|approximately|about|roughly|therefore|simply|just)\b[\s:]*",
+        "",
+        text,
+        flags=re.I,
+    )
     option = OPTION.fullmatch(text.strip())
     if option:
         return option[1]
@@ -182,11 +193,13 @@ def tidy(text: str) -> str:
 
 def _reckoned(side: str) -> bool:
     """Whether the left of an equals sign is a calculation or a name in words, not an unknown of an equation."""
-    return exact(clean(side)) is not None or bool(WORDS.search(side)) and "\\" not in side
+    return exact(clean(side)) is not None or (bool(WORDS.search(side)) and "\\" not in side)
 
 
 def _denied(text: str) -> bool:
-    return bool(re.search(r"\b(?:not|isn't|or|either|neither|between|than|don't|cannot|unknown)\b|不", text, re.IGNORECASE))
+    return bool(
+        re.search(r"\b(?:not|isn't|or|either|neither|between|than|don't|cannot|unknown)\b|不", text, re.IGNORECASE)
+    )
 
 
 def _prose(text: str) -> bool:

@@ -1,8 +1,8 @@
 """Whether the arithmetic of a chain of thought holds: every equation between numbers in it is evaluated exactly.
 
 An equation is `12 * 3 = 36`, a calculator's `<<12*3=36>>`, `\\frac{1}{2} \\cdot 30 = 15`, `1/2 of 30 is 15`, a chain of
-these, with units and dollar signs in between. What is not surely one is left alone: unknowns, functions, remainders, units that
-change on the way. A false alarm would throw away a good chain.
+these, with units and dollar signs in between. What is not surely one is left alone: unknowns, functions, remainders,
+units that change on the way. A false alarm would throw away a good chain.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from factory.verify.check import Check
-from factory.verify.notation import COMMAND, COMMANDS, TRANSLATION, WRAPPED, Token, Unknown, evaluate, number, tokens
+from factory.verify.notation import TRANSLATION, Token, Unknown, evaluate, number, tokens
 from factory.verify.units import known
+from factory.verify.wording import FOLLOWS, NOT_UNITS, ROUGH, SCALED, SCALES, plain
 
 LONG = 200_000
 """Characters of a response that are looked at."""
@@ -22,45 +23,8 @@ SPAN = 400
 """Tokens on either side of an equals sign that are looked at."""
 
 ANNOTATION = re.compile(r"<<([^<>\n]{1,2000})>>")
-BULLET = re.compile(r"^\s*(?:[-*•]\s+|\(?\d{1,3}[.):]\s+|Step\s+\d+\s*[:.]\s*)+", re.IGNORECASE)
-TIMES = re.compile(r"(?:(?<=[\d)%])\s*|(?<=\w)\s+)[xX](?:\s*(?=[\d.$])|\s+(?=\())")
-SIZE = re.compile(r"(?<![A-Za-z])(cm|mm|m|km|ft|in|yd|inch(?:es)?|feet|foot|meters?|units?)\s*\^\s*\{?[23]\}?")
-STATEMENT = r"(?=[\d$(][^=.]{0,80}?\s(?:is|are|equals|makes)\s)"
-SPOKEN = {
-    r"\b(?:one[- ]half|half)\s+of\b": "1/2 of",
-    r"\b(?:one|a)[- ]third\s+of\b": "1/3 of",
-    r"\b(?:one|a)[- ](?:quarter|fourth)\s+of\b": "1/4 of",
-    r"\btwo[- ]thirds\s+of\b": "2/3 of",
-    r"\bthree[- ](?:quarters|fourths)\s+of\b": "3/4 of",
-    r"(?<=\d)\s*percent\b": "%",
-    rf"(?<=[\d)%])\s+plus\s+{STATEMENT}": " + ",
-    rf"(?<=[\d)%])\s+minus\s+{STATEMENT}": " - ",
-    rf"(?<=[\d)%])\s+(?:times|multiplied by)\s+{STATEMENT}": " * ",
-    rf"(?<=[\d)%])\s+divided by\s+{STATEMENT}": " / ",
-    r"((?:\d\s*%|\d\s*/\s*\d+)\s+of)\s+(?:the\s+)?(?=[\d$(])": r"\1 ",
-}
-PHRASES = [(re.compile(pattern, re.IGNORECASE), put) for pattern, put in SPOKEN.items()]
-NUMERAL = r"\$?\s?\d[\d,]*(?:\.\d+)?%?"
-STATED = re.compile(
-    rf"((?:(?:\d%|/\s*\d+)\s+of|\d%?\)?\s*[-+*]|\s/)\s*{NUMERAL}(?:\s+[a-z]+){{0,2}}?)\s+(?:is|are|equals|is equal to|makes)\s+(?={NUMERAL})"
-)
-ROUGH = re.compile(
-    r"round|about|approx|nearest|roughly|≈|whole|floor|estimate|almost|nearly|at least|at most|remain|left\s?over",
-    re.IGNORECASE,
-)
-SCALED = re.compile(r"cent|%|thousand|million|billion|hundred|\bk\b", re.IGNORECASE)
 ARITHMETIC = frozenset(("number", "+", "-", "*", "/", "^", "(", ")", "{", "}", "%"))
 OPERATORS = frozenset("+-*/^")
-SCALES = frozenset(
-    "dozen dozens hundred hundreds thousand thousands million millions billion billions k pair pairs half twice double "
-    "couple score quarter quarters dime dimes nickel nickels penny pennies times more less fewer mod modulo remainder r greater percent".split()
-)
-NOT_UNITS = frozenset(
-    "the is are was were be then so he she they it we you i has have had will would and or but if when since because that this "
-    "which who what there gives give get gets makes left remaining total equals equal plus minus times with from by at "
-    "them for already up still now".split()
-)
-FOLLOWS = frozenset("more less fewer times greater older younger mod modulo remainder r of".split())
 
 
 @dataclass(frozen=True)
@@ -105,31 +69,23 @@ def equations(response: str) -> Iterator[Equation]:
     lines = text.split("\n")
     for at, line in enumerate(lines):
         for match in ANNOTATION.finditer(line):
-            yield from _line(match[1], at + 1, bool(ROUGH.search(line)))
-        prose = _plain(ANNOTATION.sub(" ", line))
+            yield from _annotated(match[1], at + 1, "whole" if ROUGH.search(line) else "")
+        prose = plain(ANNOTATION.sub(" ", line))
         if prose.lstrip().startswith("=") and at:
-            before = _plain(ANNOTATION.sub(" ", lines[at - 1]))
+            before = plain(ANNOTATION.sub(" ", lines[at - 1]))
             prose = before[before.rfind("=") + 1 :] + prose  # a calculation that goes on in this line
         if "=" in prose or "≈" in prose:
             yield from _line(prose, at + 1, bool(ROUGH.search(line)))
 
 
-def _plain(line: str) -> str:
-    """A line with LaTeX's signs as plain ones and without dollar signs and markdown."""
-    line = BULLET.sub("", line)
-    if "\\" in line:
-        line = re.sub(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3})", ",", line)
-        line = re.sub(r"\\\\", " ; ", line)
-        line = WRAPPED.sub(r" \1 ", line)
-        line = re.sub(r"\\(?:approx|simeq)(?![a-z])", " ≈ ", line)
-        line = COMMAND.sub(lambda m: COMMANDS.get(m[1], m[0]), line)
-        line = re.sub(r"\\[()\[\]!,;:> ]", " ", line).replace("\\%", "%").replace("\\$", "$").replace("\\&", "&")
-    line = re.sub(r"(?<!\d)\*\*|\*\*(?!\d)|`|&", " ", line)
-    line = SIZE.sub(r"\1", TIMES.sub(" * ", line))
-    for pattern, put in PHRASES:
-        line = pattern.sub(put, line)
-    line = STATED.sub(r"\1 = ", line)
-    return re.sub(r"[$€£]", " ", line)
+def _annotated(text: str, line: int, rounds: str) -> Iterator[Equation]:
+    """The equation between `<<` and `>>`: both of its sides are whole expressions."""
+    found = tokens(text)
+    signs = [k for k, token in enumerate(found) if token.kind == "="]
+    if len(signs) == 1 and 0 < signs[0] < len(found) - 1:
+        equation = _judge(text, found[: signs[0]], found[signs[0] + 1 :], line, rounds)
+        if equation:
+            yield equation
 
 
 def _line(text: str, line: int, rough: bool) -> Iterator[Equation]:
@@ -211,7 +167,7 @@ def _left(found: list[Token], start: int, sign: int) -> tuple[list[Token], bool]
         previous = found[at]
         if previous.kind == "command" or previous.text in "\\^_|!<>'~#@≡√":
             return [], False
-        if previous.end == span[0].at and previous.text not in "([,;\"*":
+        if previous.end == span[0].at and previous.text not in '([,;"*':
             return [], False
         if span[0].kind == "-" and previous.kind == "word":
             return [], False
@@ -276,11 +232,12 @@ def _right(found: list[Token], start: int, end: int, last: int) -> list[Token]:
                 return []
             if follower.text.lower() == "and" and any(t.kind in ("number", "(") for t in found[at + 1 : at + 4]):
                 return []  # 3 and 1/3
-        elif follower.kind == "command" or follower.text in "^_!\\√|~≡":
-            return []
-        elif glued and follower.text in ":/'\"" and at + 1 < last and found[at + 1].kind == "number":
-            return []
-        elif follower.text == "(" and at + 1 < last and found[at + 1].text.lower() == "mod":
+        elif (
+            follower.kind == "command"
+            or follower.text in "^_!\\√|~≡"
+            or (glued and follower.text in ":/'\"" and at + 1 < last and found[at + 1].kind == "number")
+            or (follower.text == "(" and at + 1 < last and found[at + 1].text.lower() == "mod")
+        ):
             return []
     return span
 
@@ -294,9 +251,13 @@ def _judge(text: str, left: list[Token], right: list[Token], line: int, rounds: 
     holds = value == claimed or _rounded(value, claimed, right, rounds) or _propagated(value, claimed, left, rounds)
     if not holds and (_percents(left, right, rounds) or _doubtful(text, left, right)):
         return None
-    if not holds and SCALED.search(text) and any(
-        scaled == claimed or _rounded(scaled, claimed, right, rounds)
-        for scaled in (value * Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9))
+    if (
+        not holds
+        and SCALED.search(text)
+        and any(
+            scaled == claimed or _rounded(scaled, claimed, right, rounds)
+            for scaled in (value * Fraction(10) ** power for power in (-9, -6, -3, -2, 2, 3, 6, 9))
+        )
     ):
         return None  # $2.50 - $2.24 = 26 cents
     written = " ".join(text[left[0].at : right[-1].end].split())
@@ -323,7 +284,7 @@ def _bare(span: list[Token]) -> list[Token]:
 
 
 def _rounded(value: Fraction, claimed: Fraction, right: list[Token], rounds: str) -> bool:
-    """Whether the claim is the value rounded to the places that it shows, or cut there; to whole numbers where said so."""
+    """Whether the claim is the value rounded to the places that it shows, or cut there; to whole numbers where told."""
     bare = _bare(right)
     literal = [token for token in bare if token.kind == "number"]
     if len(literal) != 1 or any(token.kind not in ("number", "-", "%") for token in bare):
@@ -372,6 +333,8 @@ def _doubtful(text: str, left: list[Token], right: list[Token]) -> bool:
     span = [*left, *right]
     behind = re.compile(r"[\s-]*([A-Za-z¢°]*)").match(text, right[-1].end)
     words = [token.text.lower() for token in span if token.kind == "word"]
+    if behind and behind[1].lower() == "of" and any(token.kind in ("%", "/") for token in right):
+        return True  # 3/3 - 2/3 = 1/3 of them
     if any(token.text.lower() == "of" for token in right) or any(word in SCALES for word in words):
         return True
     bare = _bare(left)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from factory.engine.errors import FactoryError
+from factory.verify import symbolic
 from factory.verify.answers import boxes, final_answer
 from factory.verify.arithmetic import steps
 from factory.verify.check import Check
@@ -17,11 +19,22 @@ from factory.verify.notation import clean, exact
 from factory.verify.units import unit_of
 from factory.verify.values import Comparison, Exhausted, within
 
+LIBRARIES = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "sympy")
 __all__ = ["choice", "correct", "equivalent", "final_answer", "numeric", "steps"]
 
 
+def ready() -> None:
+    """Starts the process that compares symbolic answers. Raises `FactoryError` where math-verify is not installed."""
+    symbolic.compare("x", "y")
+
+
 def correct(response: str, answer: str) -> Check:
-    """Whether the final answer of `response` is `answer`: a value, or a reference solution that boxes it or has `####`."""
+    """Whether the final answer of `response` is `answer`: a value, or a reference solution that boxes it or has `####`.
+
+    Raises `FactoryError` where `answer` is empty.
+    """
+    if not answer.strip():
+        raise FactoryError("the reference answer is empty")
     found = final_answer(response)
     if not found:
         return Check(False, "no final answer")
@@ -51,19 +64,31 @@ def _brief(text: str) -> str:
 
 
 def numeric(response: str, answer: str, tolerance: float = 1e-4) -> Check:
-    """Whether the final answer is a number within a relative `tolerance` of `answer`; units and percent signs aside."""
+    """Whether the final answer is a number within a relative `tolerance` of `answer`; units and percent signs aside.
+
+    Raises `FactoryError` where `answer` is not a number.
+    """
     found = final_answer(response)
+    value, rival = (exact(unit_of(clean(text))[0].rstrip("%")) for text in (found, answer))
+    if rival is None:
+        raise FactoryError(f"the reference answer {_brief(answer)!r} is not a number")
     if not found:
         return Check(False, "no final answer")
-    value, rival = (exact(clean(unit_of(clean(text))[0]).rstrip("%")) for text in (found, answer))
-    if value is None or rival is None:
-        return Check(False, f"{_brief(found if value is None else answer)} is not a number")
-    return Check(within(value, rival, tolerance), "" if within(value, rival, tolerance) else f"{_brief(found)} is not {_brief(answer)}")
+    if value is None:
+        return Check(False, f"{_brief(found)} is not a number")
+    near = within(value, rival, tolerance)
+    return Check(near, "" if near else f"{_brief(found)} is not {_brief(answer)}")
 
 
 def choice(response: str, answer: str, options: Sequence[str]) -> Check:
-    """Whether the final answer is the option `answer` (its letter, A for the first), named by letter or by its text."""
+    """Whether the final answer is the option `answer` (its letter, A for the first), named by letter or by its text.
+
+    Raises `FactoryError` where there is no such option.
+    """
     letters = [chr(ord("A") + k) for k in range(len(options))]
+    right = answer.strip("(). ").upper()
+    if right not in letters:
+        raise FactoryError(f"the reference answer {_brief(answer)!r} is none of the {len(options)} options")
     found = final_answer(response)
     if not found:
         return Check(False, "no final answer")
@@ -71,7 +96,8 @@ def choice(response: str, answer: str, options: Sequence[str]) -> Check:
     if label in letters:
         met = [label]
     else:
-        met = [letter for letter, text in zip(letters, options, strict=True) if _compare(found, f"({letter}) {text}").passed]
-    if met == [answer.strip("(). ").upper()]:
+        labelled = [f"({letter}) {text}" for letter, text in zip(letters, options, strict=True)]
+        met = [letter for letter, text in zip(letters, labelled, strict=True) if _compare(found, text).passed]
+    if met == [right]:
         return Check(True)
     return Check(False, f"{_brief(found)} is " + (f"option {met[0]}" if len(met) == 1 else "not one option"))

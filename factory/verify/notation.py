@@ -19,19 +19,40 @@ DIGITS = 400
 BITS = 4096
 """and a value so many bits above and below the line: beyond, the value is not known here."""
 
-VULGAR = {
-    **dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True)),
-}
+
+def words(text: str) -> frozenset[str]:
+    """The words of a list that is written with spaces."""
+    return frozenset(text.split())
+
+
+HALVES = (
+    "½1/2",
+    "⅓1/3",
+    "⅔2/3",
+    "¼1/4",
+    "¾3/4",
+    "⅕1/5",
+    "⅖2/5",
+    "⅗3/5",
+    "⅘4/5",
+    "⅙1/6",
+    "⅚5/6",
+    "⅛1/8",
+    "⅜3/8",
+    "⅝5/8",
+    "⅞7/8",
+)
 SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True))
 SPELLINGS = {
-    **{sign: f" {fraction}" for sign, fraction in VULGAR.items()},
+    **{fraction[0]: f" {fraction[1:]}" for fraction in HALVES},
     **{sign: f"^{digit}" for sign, digit in SUPERSCRIPTS.items()},
     **{chr(0xFF01 + k): chr(0x21 + k) for k in range(94)},  # full-width forms
     **dict.fromkeys("−–—﹣", "-"),
     **dict.fromkeys("×·⋅∙", "*"),
     **dict.fromkeys("\u00a0\u2009\u202f\u2002\u2003\u3000", " "),
     **{"÷": "/", "⁄": "/", "∕": "/", "≤": "<=", "≥": ">=", "≠": "!=", "∞": r"\infty", "π": r"\pi", "√": r"\sqrt"},
-    **{"∪": r"\cup", "∩": r"\cap", "∈": r"\in", "±": r"\pm", "≈": r"\approx", "º": "°", "、": ",", "。": ".", "∅": r"\emptyset"},
+    **{"∪": r"\cup", "∩": r"\cap", "∈": r"\in", "±": r"\pm", "≈": r"\approx", "∅": r"\emptyset", "º": "°"},
+    **{"、": ",", "。": "."},
     **{"\u200b": "", "\ufeff": "", "’": "'", "‘": "'", "“": '"', "”": '"', "θ": r"\theta", "α": r"\alpha"},
 }
 TRANSLATION = str.maketrans(SPELLINGS)
@@ -45,7 +66,15 @@ COMMANDS = {
     **dict.fromkeys(("neq", "ne"), "!="),
     **dict.fromkeys(("left", "right", "displaystyle", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "limits"), ""),
     **dict.fromkeys(("quad", "qquad"), " "),
-    **{"div": "/", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "degree": "°", "varnothing": r"\emptyset"},
+    **{
+        "div": "/",
+        "lbrace": r"\{",
+        "rbrace": r"\}",
+        "lbrack": "[",
+        "rbrack": "]",
+        "degree": "°",
+        "varnothing": r"\emptyset",
+    },
     **{"percent": "%", "land": " and ", "lor": " or ", "textdollar": r"\$", "infin": r"\infty"},
 }
 COMMAND = re.compile(r"\\([a-zA-Z]+)")
@@ -56,7 +85,7 @@ WRAPPED = re.compile(
 SPACES = re.compile(r"(?<!\\)\\[;:> ]|~|\\hspace\s*\{[^{}]*\}")
 THIN = re.compile(r"(?<=\d)\s*(?:,\\!|\{,\}|\\,|,\\,|\\!,|\\;)\s*(?=\d{3}(?!\d))")
 THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
-SPACED = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?: \d{3})+)(?![\d, ]|\.\d{4})")
+SPACED = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?: \d{3})+)(?![\d,]| ?[\d/])")
 SHORT = re.compile(r"\\frac\s*(?:\{(\w)\}|(\w))\s*(?:\{(\w+)\}|(\w))")
 ROOT = re.compile(r"\\sqrt\s*(\d+|[a-zA-Z])")
 DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
@@ -318,7 +347,9 @@ def exact(text: str) -> Fraction | None:
     match = REPEATING.fullmatch(text)
     if match:
         start, cycle = match[3], match[4]
-        value = Fraction(int(match[2] + start + cycle) - int(match[2] + start), (10 ** len(cycle) - 1) * 10 ** len(start))
+        value = Fraction(
+            int(match[2] + start + cycle) - int(match[2] + start), (10 ** len(cycle) - 1) * 10 ** len(start)
+        )
         return -value if match[1] else value
     try:
         return evaluate([token for token in tokens(text) if token.kind != "space"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from factory.verify.notation import words
+
 # Of each dimension, its units in the first one.
 TABLE: dict[str, dict[str, Fraction | int]] = {
     "length": {
@@ -34,9 +36,9 @@ KNOWN = {
     for group, scale in names.items()
     for name in group.split()
 }
-SYMBOLS = frozenset("m g s h l L".split())
+SYMBOLS = frozenset(["m", "g", "s", "h", "l", "L"])
 """Letters that are units, where a space parts them from the number."""
-PLAIN = frozenset("sin cos tan cot sec csc log ln exp and or not to less more than mod if either minus plus times pi sqrt mod".split())
+PLAIN = words("sin cos tan cot sec csc log ln exp and or not to less more than mod if either minus plus times pi sqrt")
 
 MONEY = re.compile(r"(-?)\s*(?:\\\$|([€£¥₹]))\s*(.+)")
 TRAILING = re.compile(r"(.*?[\w\d})\].%!])(?:\s+|(?<=\d)(?=[A-Za-z]{2})|(?=°))([A-Za-z°].*)")
@@ -52,22 +54,22 @@ def unit_of(text: str) -> tuple[str, str]:
     match = TRAILING.fullmatch(text)
     if not match or not UNIT.fullmatch(match[2]) or not re.search(r"[\d}]|\\pi|\)", match[1]):
         return text, ""
-    words = match[2].split()
-    if any(word.lower() in PLAIN for word in words) or len(words) > 8:
+    named = match[2].split()
+    if any(word.lower() in PLAIN for word in named) or len(named) > 8:
         return text, ""
-    if len(words[0]) == 1 and words[0] not in SYMBOLS and words[0] != "°" and not match[2].startswith("°"):
+    if len(named[0]) == 1 and named[0] not in SYMBOLS and named[0] != "°" and not match[2].startswith("°"):
         return text, ""
-    if len(words[0]) == 2 and known(match[2]) is None:
+    if len(named[0]) == 2 and known(match[2]) is None:
         return text, ""  # 5 xy is a product
     if match[1][-1].isdigit() and text[len(match[1])].isalpha() and known(match[2]) is None:
         return text, ""  # and so may be 5xyz
-    if words[0] in ("percent", "percentage", "pct") and len(words) <= 2:
+    if named[0] in ("percent", "percentage", "pct") and len(named) <= 2:
         return match[1].rstrip("%") + "%", ""
     return match[1], match[2]
 
 
 def factor(one: str, other: str) -> Fraction | None:
-    """What turns a number of the one unit into the other; 1 where a unit is missing or unknown, None for a contradiction.
+    """What turns a number of one unit into the other: 1 where a unit is missing or unknown, None for a contradiction.
 
     "apples" and "pieces of fruit" are both unknown and nothing follows from them; metres are not seconds.
     """
@@ -81,9 +83,11 @@ def factor(one: str, other: str) -> Fraction | None:
 
 def known(unit: str) -> tuple[str, Fraction] | None:
     """The dimension and scale of a unit; squares and cubes of lengths too."""
-    words = unit.rstrip(".")
+    unit.rstrip(".")
     power = 1
-    match = re.fullmatch(r"(?:(sq|square|cu|cubic)\.?\s+)?([A-Za-z°]+)(?:\s*\^\s*\{?\s*([23])\s*\}?)?", words)
+    match = re.fullmatch(
+        r"(?:(sq|square|cu|cubic)\.?\s+)?([A-Za-z°]+)(?:\s*\^\s*\{?\s*([23])\s*\}?)?", unit.rstrip(".")
+    )
     if not match:
         return None
     if match[1]:

@@ -10,7 +10,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
 from factory.verify import symbolic
-from factory.verify.notation import clean, exact
+from factory.verify.notation import clean, exact, words
 from factory.verify.units import factor, unit_of
 
 LENGTH = 2000
@@ -27,7 +27,7 @@ NAMED = re.compile(r"(?:([A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|\\[a-z]+)\s*=\
 RELATION = re.compile(r"<=|>=|<|>")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![a-z])\s*(.+)")
 MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}")
-FUNCTIONS = frozenset("sin cos tan cot sec csc log ln exp arcsin arccos arctan sinh cosh tanh sqrt pi max min mod gcd lcm".split())
+FUNCTIONS = words("sin cos tan cot sec csc log ln exp arcsin arccos arctan sinh cosh tanh sqrt pi max min mod gcd lcm")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 CONVERSION = str.maketrans("", "", " ")
 
@@ -69,10 +69,10 @@ class Comparison:
                     return match[1].upper() == one
                 label, _ = _label(other)
                 return label == one if label else None
-        (label, text), (another, words) = _label(left), _label(right)
+        (label, text), (another, rest) = _label(left), _label(right)
         if label and another:
-            return label == another and self.same(text, words, depth + 1)
-        for (letter, body), whole in (((label, text), right), ((another, words), left)):
+            return label == another and self.same(text, rest, depth + 1)
+        for (letter, body), whole in (((label, text), right), ((another, rest), left)):
             if letter:
                 match = LETTER.fullmatch(whole)
                 return match[1].upper() == letter if match else self.same(body, whole, depth + 1)
@@ -292,7 +292,7 @@ def _matrix(text: str) -> list[list[str]] | None:
 
 
 def _regional(text: str) -> bool:
-    return bool(RELATION.search(text) or r"\cup" in text or r"\in " in text or r"\infty" in text and "," in text) or (
+    return bool(RELATION.search(text) or r"\cup" in text or r"\in " in text or (r"\infty" in text and "," in text)) or (
         "," in text and text[0] + text[-1] in ("[)", "(]", "][")
     )
 
@@ -341,11 +341,11 @@ def _clock(match: re.Match[str] | None) -> tuple[int, int, str] | None:
 
 def _key(text: str) -> str:
     """The words of a text, apart from case, articles and punctuation."""
-    words = re.sub(r"(?<=\w)\.(?=\s|\w|$)", "", text.casefold())
-    words = re.sub(r"[^\w:%/+*^=<>|&\\{}()\[\]-]+", " ", words)
-    if not re.search(r"[a-z]{2,}|[^\x00-\x7f]", words):
+    said = re.sub(r"(?<=\w)\.(?=\s|\w|$)", "", text.casefold())
+    said = re.sub(r"[^\w:%/+*^=<>|&\\{}()\[\]-]+", " ", said)
+    if not re.search(r"[a-z]{2,}|[^\x00-\x7f]", said):
         return ""
-    return " ".join(word for word in words.split() if word not in ("a", "an", "the"))
+    return " ".join(word for word in said.split() if word not in ("a", "an", "the"))
 
 
 def _wordy(text: str) -> bool:

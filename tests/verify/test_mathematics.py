@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -17,11 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factory.engine.errors import FactoryError
 from factory.verify import symbolic
 from factory.verify.arithmetic import equations
 from factory.verify.mathematics import choice, correct, equivalent, final_answer, numeric, steps
 from tests.conftest import REPOSITORY
 from tests.verify.graded import chains, gsm8k, math_maj, svamp
+
+settings.register_profile("patient", deadline=None)  # the symbolic process starts within some example
+settings.load_profile("patient")
 
 EQUAL = r"""
 1/2 ~ 0.5
@@ -218,8 +224,7 @@ def test_the_final_answer_is_found(response, answer):
         ("I was asked for the price of 5 apples. I cannot say", "7"),
         ("<think>It is 5. The answer is 5.", "5"),
         ("It remains to take 7 + 5", "5"),
-        ("", ""),
-        ("5", ""),
+        ("", "7"),
     ],
 )
 def test_what_does_not_answer_is_wrong(response, answer):
@@ -235,6 +240,12 @@ def test_a_check_says_why_not():
     assert correct("The answer is 5", "6").reason == "5 is not 6"
     assert correct("", "6").reason == "no final answer"
     assert correct("The answer is x + x", "2x").reason == "symbolic"
+
+
+def test_a_reference_that_makes_no_sense_is_told():
+    for call in (lambda: correct("5", " "), lambda: numeric("5", "five"), lambda: choice("A", "F", ["1", "2"])):
+        with pytest.raises(FactoryError, match="the reference answer"):
+            call()
 
 
 def test_numbers_within_a_tolerance():
@@ -276,7 +287,10 @@ def spellings(value: Fraction) -> list[str]:
     above, below = value.numerator, value.denominator
     sign = "-" if above < 0 else ""
     found = [f"{above}/{below}", rf"\frac{{{above}}}{{{below}}}", rf"${sign}\dfrac{{{abs(above)}}}{{{below}}}$"]
-    found += [rf"\frac{{{3 * above}}}{{{3 * below}}}", f"{value * 100}%" if below == 1 else rf"{sign}{abs(above)} / {below}"]
+    found += [
+        rf"\frac{{{3 * above}}}{{{3 * below}}}",
+        f"{value * 100}%" if below == 1 else rf"{sign}{abs(above)} / {below}",
+    ]
     written = decimal(value)
     if written:
         found += [written, f"${written}$", rf"{written}\text{{ meters}}", f" {written} . "]
@@ -298,7 +312,9 @@ def test_a_true_rewrite_of_a_number_is_accepted(value, data):
 
 @given(value=WHOLE.map(Fraction) | st.fractions(max_denominator=999).filter(lambda x: abs(x) < 10**6), data=st.data())
 def test_a_perturbed_number_is_rejected(value, data):
-    off = data.draw(st.sampled_from([Fraction(1), Fraction(-1), Fraction(1, 1000), value or Fraction(7), -2 * value or Fraction(3)]))
+    off = data.draw(
+        st.sampled_from([Fraction(1), Fraction(-1), Fraction(1, 1000), value or Fraction(7), -2 * value or Fraction(3)])
+    )
     wrong = value + off
     if wrong in (value * 100, value / 100):  # a percent sign may be left out
         return
@@ -320,28 +336,34 @@ def test_an_interval_is_an_inequality(low, size, shut, wrong):
     high = low + size
     written = f"{'[' if shut[0] else '('}{low}, {high}{']' if shut[1] else ')'}"
     at = [shut[0], shut[1] != wrong]
-    stated = rf"{low} {r'\le' if at[0] else '<'} x {r'\leq' if at[1] else '<'} {high}"
+    signs = [r"\leq" if closed else "<" for closed in at]
+    stated = f"{low} {signs[0]} x {signs[1]} {high}"
     assert equivalent(written, stated) == equivalent(stated, written) == (not wrong)
 
 
+PIECES = [
+    *(r"\frac", "{", "}", r"\boxed{", "(", ")", "[", "$", "1", "23", ",", ".", "=", "%", "^", "-", " ", "answer is"),
+    *(r"\sqrt", "A", "<", r"\le", r"\cup", "&", r"\\", "####", "\n", "or", "and", r"\pm", "cm", "<<", ">>", "of"),
+]
 SCRAPS = st.lists(
-    st.sampled_from([r"\frac", "{", "}", r"\boxed{", "(", ")", "[", "$", "1", "23", ",", ".", "=", "%", "^", "-", " ", "answer is",
-                     r"\sqrt", "A", "<", r"\le", r"\cup", "&", r"\\", "####", "\n", "or", "and", r"\pm", "cm", "<<", ">>", "of"]),
+    st.sampled_from(PIECES),
     max_size=30,
-).map("".join)  # fmt: skip
+).map("".join)
 
 
-@settings(max_examples=300)
-@given(response=SCRAPS | st.text(max_size=200), answer=WHOLE.map(str) | st.text(alphabet="abc1(),", max_size=8))
+@given(response=SCRAPS | st.text(max_size=200), answer=WHOLE.map(str) | st.text("abc1(),", min_size=1, max_size=8))
 def test_no_text_raises(response, answer):
     check = correct(response, answer)
     assert isinstance(check.passed, bool) and (check.passed or check.reason)
     assert isinstance(steps(response).passed, bool)
 
 
-LONG = ["1" * 100_000, "{" * 100_000, "(" * 1900, r"\sqrt{" * 400 + "2" + "}" * 400, r"\boxed{" * 20_000, "answer is " * 20_000,
-        "=" * 50_000, "1=1" * 20_000, "<<" * 20_000, "1+1 = " * 10_000, "1," * 900 + "1", "-" * 1500 + "1", "\ud800", "\x00",
-        r"\(x" * 20_000, "answer:\n" * 20_000, "a b " * 20_000, "#### " * 20_000, "$" * 50_000]  # fmt: skip
+LONG = [
+    *("1" * 100_000, "{" * 100_000, "(" * 1900, r"\sqrt{" * 400 + "2" + "}" * 400, r"\boxed{" * 20_000),
+    *("answer is " * 20_000, "answer:\n" * 20_000, "#### " * 20_000, "$" * 50_000, r"\(x" * 20_000),
+    *("=" * 50_000, "1=1" * 20_000, "<<" * 20_000, "1+1 = " * 10_000, "1," * 900 + "1", "-" * 1500 + "1"),
+    *("a b " * 20_000, "\ud800", "\x00"),
+]
 
 
 @pytest.mark.parametrize("text", LONG, ids=lambda text: text[:8].encode("unicode_escape").decode() + str(len(text)))
@@ -360,14 +382,20 @@ def test_what_takes_too_long_is_a_timeout_and_the_next_is_answered(tower):
     assert equivalent("(x+1)^2", "x^2+2x+1")
 
 
-def test_memory_is_bounded(monkeypatch):
-    """With little memory a large answer is refused, and the process goes on."""
+def test_memory_is_bounded():
+    """The fork at work has its limit of address space from the kernel."""
     server = symbolic.Server()
-    monkeypatch.setattr(symbolic, "MEMORY", 130 << 20)
     try:
-        verdict, _ = server.ask(r"(x+y+z+w)^{60}(x-y)", r"(w+z+y+x)^{60}(y-x)")
-        assert verdict in ("memory", "timeout", "different")
-        assert server.ask("x+x", "2x")[0] == "equal"
+        server.ask("x", "y")
+        assert server.process is not None
+        asking = threading.Thread(target=server.ask, args=(r"9^{9^{9^9}}", r"\pi"))
+        asking.start()
+        while asking.is_alive() and not (workers := descendants(server.process.pid)):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        limits = Path(f"/proc/{workers[0]}/limits").read_text()
+        assert re.search(rf"Max address space\s+{symbolic.MEMORY}\s", limits)
+        asking.join()
     finally:
         server.stop()
 
@@ -523,8 +551,9 @@ def test_agreement_with_the_verdicts_on_math(data):
 
 def test_svamp_answers_are_their_equations(data):
     """SVAMP's answer is the value of its equation; in the sentence of a response it is found again."""
-    for equation, answer in svamp(data):
-        assert equivalent(equation, answer), (equation, answer)
+    found = svamp(data)
+    assert [pair for pair in found if not equivalent(*pair)] == [("( ( 4.0 - 2.0 ) + 3.0 )", "1.0")]  # which is not so
+    for equation, answer in found:
         assert correct(f"We compute {equation}. So the answer is {answer}.", answer).passed
         assert not correct(f"We compute {equation}. So the answer is {float(answer) + 1}.", answer).passed
 
@@ -542,8 +571,6 @@ def test_chains_of_gsm8k_raise_few_alarms(data):
 
 def test_annotations_made_wrong_are_found(data):
     """Each calculator annotation, its result off by one: the chain is rejected."""
-    import re
-
     missed = total = 0
     for chain in list(chains(data))[:1000]:
         match = re.search(r"<<([^=<>]+)=(-?\d+)>>", chain)
