@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 
-from factory.verify.notation import clean, exact
+from factory.verify.notation import DECIMAL, clean, exact
 from factory.verify.units import unit_of
 
 LONG = 200_000
@@ -34,10 +34,13 @@ TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end)\|>|</s>|<\|im_start\|>\s*
 ANOTHER = re.compile(r"\n\s*(?:\*\*|#+ )?(?:Question|Problem|Q|Human|User|问题|题目)\s*\d{0,4}\s*[:：]")
 CUE = re.compile(
     r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b"
-    r"(?:(?P<between>[^\n.:：=]{0,80}?)(?:\b(?:is|are|was|would\s+be|will\s+be|equals)\b\s*:?|[:：=])|\W{0,6}\n)"
-    r"|^[ \t]*\**(?:A|Ans)\**\s*:"
-    r"|(?:答案|结果)(?:应该|应)?(?:是|为|選|选|[:：])+|^答\s*[:：]|(?:故|应|因此|所以)\s*(?:选择?|答案(?:是|为)?)\s*[:：]?",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?:(?P<between>[^\n.:：=]{0,80}?)(?:\b(?:is|are|was|would\s+be|will\s+be|equals)\b\s*:?|[:：=])|\W{0,6}\n)",
+    re.IGNORECASE,
+)
+MARKED = re.compile(r"(?:^|\n)[ \t]*\**(?:A|Ans)\**[ \t]*:(?P<between>)")
+CHINESE = re.compile(
+    r"(?:答案|结果)(?:应该|应)?(?:是|为|選|选|[:：])+|^答\s*[:：]|(?:故|应|因此|所以)\s*(?:选择?|答案(?:是|为)?)\s*[:：]?(?P<between>)",
+    re.MULTILINE,
 )
 ASIDE = re.compile(r"\b(?:not|if|whether|check|verify|what|your|must|should)\b", re.IGNORECASE)
 WRAP = re.compile(r"[\s*_]*")
@@ -89,9 +92,7 @@ def _spoken(text: str) -> str:
     text = text[: turn.start()] if turn else text
     another = ANOTHER.search(text)
     if another and (
-        _boxed(text[: another.start()])
-        or HASHES.search(text, 0, another.start())
-        or CUE.search(text, 0, another.start())
+        _boxed(text[: another.start()]) or HASHES.search(text, 0, another.start()) or _cues(text[: another.start()])
     ):
         return text[: another.start()]
     return text
@@ -142,9 +143,22 @@ def _boxed(text: str) -> str | None:
     return answer
 
 
+def _cues(text: str) -> list[re.Match[str]]:
+    """All cues; most responses have none of a kind, and looking for a word is faster than for a pattern."""
+    lowered = text.lower()
+    found = []
+    if "answer" in lowered or "option" in lowered or "choice" in lowered:
+        found += CUE.finditer(text)
+    if ":" in text:
+        found += MARKED.finditer(text)
+    if not text.isascii():
+        found += CHINESE.finditer(text)
+    return found
+
+
 def _cued(text: str) -> str | None:
     """What follows the last cue that is followed by anything."""
-    for match in reversed(list(CUE.finditer(text))):
+    for match in sorted(_cues(text), key=re.Match.end, reverse=True):
         if not match["between"] or not ASIDE.search(match["between"]):
             found = _sentence(text, match.end())
             if found:
@@ -165,6 +179,8 @@ def _sentence(text: str, start: int) -> str:
 def tidy(text: str) -> str:
     """An answer without markdown and full stops; of a sentence around one number, or after `=`, that alone."""
     text = text.strip().strip("*_`\"' \t").rstrip(".,;:!。，").strip("*_`\"' \t")
+    if DECIMAL.fullmatch(text):
+        return text
     text = re.sub(
         r"^(?:is|are|be|that|equals?(?: to)?|approximately|about|roughly|therefore|simply|just)\b[\s:]*",
         "",

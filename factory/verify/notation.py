@@ -42,6 +42,7 @@ HALVES = (
     "⅝5/8",
     "⅞7/8",
 )
+DECIMAL = re.compile(r"-?\d{1,50}(?:\.\d{1,50})?")
 SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True))
 SPELLINGS = {
     **{fraction[0]: f" {fraction[1:]}" for fraction in HALVES},

@@ -10,7 +10,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
 from factory.verify import symbolic
-from factory.verify.notation import clean, exact, words
+from factory.verify.notation import DECIMAL, clean, exact, words
 from factory.verify.units import factor, unit_of
 
 LENGTH = 2000
@@ -52,6 +52,8 @@ class Comparison:
             return False
         if left == right or left.translate(CONVERSION) == right.translate(CONVERSION):
             return not _alters(left, right)
+        if DECIMAL.fullmatch(left) and DECIMAL.fullmatch(right):
+            return exact(left) == exact(right)
         if depth > 6:
             return False
         for judge in (self.letters, self.names, self.matrices, self.regions, self.several, self.quantities):

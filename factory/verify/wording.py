@@ -9,7 +9,7 @@ from factory.verify.notation import COMMAND, COMMANDS, WRAPPED, words
 BULLET = re.compile(r"^\s*(?:[-*•]\s+|\(?\d{1,3}[.):]\s+|Step\s+\d+\s*[:.]\s*)+", re.IGNORECASE)
 TIMES = re.compile(r"(?:(?<=[\d)%])\s*|(?<=\w)\s+)[xX](?:\s*(?=[\d.$])|\s+(?=\())")
 SIZE = re.compile(r"(?<![A-Za-z])(cm|mm|m|km|ft|in|yd|inch(?:es)?|feet|foot|meters?|units?)\s*\^\s*\{?[23]\}?")
-STATEMENT = r"(?=[\d$(][^=.]{0,80}?\s(?:is|are|equals|makes)\s)"
+STATEMENT = r"(?=[\d$(](?:[^=.]|\.\d){0,80}?\s(?:is|are|equals|makes)\s)"
 SPOKEN = {
     r"\b(?:one[- ]half|half)\s+of\b": "1/2 of",
     r"\b(?:one|a)[- ]third\s+of\b": "1/3 of",
