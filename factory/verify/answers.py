@@ -146,7 +146,7 @@ def _boxed(text: str) -> str | None:
 def _cues(text: str) -> list[re.Match[str]]:
     """All cues; most responses have none of a kind, and looking for a word is faster than for a pattern."""
     lowered = text.lower()
-    found = []
+    found: list[re.Match[str]] = []
     if "answer" in lowered or "option" in lowered or "choice" in lowered:
         found += CUE.finditer(text)
     if ":" in text:

@@ -206,12 +206,17 @@ CLOSES = {"(": ")", "{": "}", "[": "]"}
 
 
 class Arithmetic:
-    """A reader of arithmetic expressions over tokens without spaces, by recursive descent."""
+    """A reader of arithmetic expressions over tokens without spaces, by recursive descent, in exact fractions.
+
+    What a number, a power and a root are is said by the methods at its end; `approximate` says it for complex numbers.
+    """
 
     def __init__(self, found: list[Token]) -> None:
         self.tokens = found
         self.place = 0
         self.depth = 0
+        self.divided = False
+        """Whether the last factor stands below a slash: 1/2x has two readings."""
 
     def kind(self, ahead: int = 0) -> str:
         place = self.place + ahead
@@ -228,7 +233,7 @@ class Arithmetic:
         while self.kind() in ("+", "-"):
             sign = self.take(self.kind()).kind
             other = self.product()
-            value = _bounded(value + other if sign == "+" else value - other)
+            value = self.bounded(value + other if sign == "+" else value - other)
         return value
 
     def product(self) -> Fraction:
@@ -238,11 +243,10 @@ class Arithmetic:
             if kind in ("*", "/"):
                 self.place += 1
                 other = self.factor()
-                if kind == "/" and other == 0:
-                    raise Unknown
-                value = _bounded(value * other if kind == "*" else value / other)
-            elif kind == "(" or (kind == "command" and self.tokens[self.place].text in (r"\frac", r"\sqrt")):
-                value = _bounded(value * self.power())
+                value = self.bounded(value * other if kind == "*" else self.quotient(value, other))
+                self.divided = kind == "/"
+            elif self.joins():
+                value = self.bounded(value * self.power())
             else:
                 return value
 
@@ -261,15 +265,10 @@ class Arithmetic:
     def power(self) -> Fraction:
         value = self.primary()
         while self.kind() in ("%", "!"):
-            if self.take(self.kind()).kind == "%":
-                value /= 100
-            elif value.denominator == 1 and 0 <= value <= 100:
-                value = Fraction(math.factorial(int(value)))
-            else:
-                raise Unknown
+            value = value / 100 if self.take(self.kind()).kind == "%" else self.factorial(value)
         if self.kind() == "^":
             self.place += 1
-            value = _power(value, self.factor())
+            value = self.raised(value, self.factor())
         return value
 
     def primary(self) -> Fraction:
@@ -284,13 +283,11 @@ class Arithmetic:
         if kind == "command":
             name = self.take("command").text
             if name == r"\frac":
-                above, below = self.group(), self.group()
-                if below == 0:
-                    raise Unknown
-                return _bounded(above / below)
+                return self.bounded(self.quotient(self.group(), self.group()))
             if name == r"\sqrt":
-                return _root(self.group())
-        raise Unknown
+                return self.root(self.group())
+            self.place -= 1
+        return self.unknown()
 
     def group(self) -> Fraction:
         self.take("{")
@@ -323,6 +320,33 @@ class Arithmetic:
                 return value + part
             raise Unknown
         return value
+
+    def joins(self) -> bool:
+        """Whether what comes next is a factor without a sign of multiplication before it."""
+        return self.kind() == "(" or (self.kind() == "command" and self.tokens[self.place].text in (r"\frac", r"\sqrt"))
+
+    def unknown(self) -> Fraction:
+        """The value of what is no number."""
+        raise Unknown
+
+    def bounded(self, value: Fraction) -> Fraction:
+        return _bounded(value)
+
+    def quotient(self, above: Fraction, below: Fraction) -> Fraction:
+        if below == 0:
+            raise Unknown
+        return above / below
+
+    def raised(self, base: Fraction, exponent: Fraction) -> Fraction:
+        return _power(base, exponent)
+
+    def root(self, value: Fraction) -> Fraction:
+        return _root(value)
+
+    def factorial(self, value: Fraction) -> Fraction:
+        if value.denominator != 1 or not 0 <= value <= 100:
+            raise Unknown
+        return Fraction(math.factorial(int(value)))
 
 
 def _positive(above: Fraction, below: Fraction) -> Fraction:

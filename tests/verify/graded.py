@@ -20,7 +20,8 @@ class Graded:
 
 
 def _rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def gsm8k(data: Path) -> Iterator[Graded]:
