@@ -55,6 +55,12 @@ MATH = re.compile(
     r"\$\$([^$]{1,400})\$\$|(?<![\\$])\$([^$\n]{1,400})\$|\\\(((?:[^\\]|\\[^)]){1,400}?)\\\)|\\\[((?:[^\\]|\\[^\]]){1,400}?)\\\]"
 )
 MONEY = re.compile(r"^\\?\$\s*")
+DENIED = re.compile(
+    r"\b(?:not|or|either|neither|between|than|least|most|cannot|unknown|except|unless)\b|n't\b|不", re.IGNORECASE
+)
+DENIAL = re.compile(
+    r"(?:\bnot|n't|\bthan|\bat least|\bat most|\bcannot|\bbetween \S+ and|不是?)(?:\s+be)?[\s$]*$", re.IGNORECASE
+)
 HEDGE = re.compile(r"(\S+)\s+or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?$", re.IGNORECASE)
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx|≈")
@@ -134,13 +140,18 @@ def _boxed(text: str) -> str | None:
         return ""
     if not found:
         return None
-    answer, start = found[-1][2], found[-1][0]
-    for before, end, inside in reversed(found[:-1]):
+    return _joined(text, found)[0]
+
+
+def _joined(text: str, parts: list[tuple[int, int, str]]) -> tuple[str, int]:
+    """The last part, with those before it that "and", "or" or a comma join to it, and where the first begins."""
+    start, _, answer = parts[-1]
+    for before, end, inside in reversed(parts[:-1]):
         joint = JOINED.fullmatch(text, end, start)
         if not joint or not (joint["word"] or "," in joint[0]):
             break
         answer, start = f"{inside}{' or ' if joint['word'] in ('or', '或') else ', '}{answer}", before
-    return answer
+    return answer, start
 
 
 def _cues(text: str) -> list[re.Match[str]]:
@@ -209,13 +220,11 @@ def tidy(text: str) -> str:
 
 def _reckoned(side: str) -> bool:
     """Whether the left of an equals sign is a calculation or a name in words, not an unknown of an equation."""
-    return exact(clean(side)) is not None or (bool(WORDS.search(side)) and "\\" not in side)
+    return exact(clean(side)) is not None or (bool(WORDS.search(side)) and not re.search(r"[\\$]", side))
 
 
 def _denied(text: str) -> bool:
-    return bool(
-        re.search(r"\b(?:not|isn't|or|either|neither|between|than|don't|cannot|unknown)\b|不", text, re.IGNORECASE)
-    )
+    return bool(DENIED.search(text))
 
 
 def _prose(text: str) -> bool:
@@ -241,12 +250,9 @@ def _last(text: str) -> str:
     number = None
     for number in NUMBER.finditer(tail):  # noqa: B007
         pass
-    span = None
-    for span in MATH.finditer(tail):  # noqa: B007
-        pass
-    if span and (number is None or span.end() > number.end()):
-        value = _right(next(filter(None, span.groups())))
-        before, start = tail[: span.start()], span.start()
+    spans = [(m.start(), m.end(), _right(next(filter(None, m.groups())))) for m in MATH.finditer(tail)]
+    if spans and (number is None or spans[-1][1] > number.end()):
+        value, start = _joined(tail, spans)
     elif number:
         value, start = MONEY.sub("", number[0].strip()), number.start()
         before = tail[:start].rstrip("$ ")
@@ -254,5 +260,8 @@ def _last(text: str) -> str:
             return ""  # the response breaks off in a calculation
     else:
         return ""
+    denial = DENIAL.search(tail[:start])
+    if denial:
+        return f"{denial[0].strip()} {value}"
     hedge = HEDGE.search(tail[:start])
     return f"{hedge[1]} or {value}" if hedge else value

@@ -91,7 +91,8 @@ SHORT = re.compile(r"\\frac\s*(?:\{(\w)\}|(\w))\s*(?:\{(\w+)\}|(\w))")
 ROOT = re.compile(r"\\sqrt\s*(\d+|[a-zA-Z])")
 DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
-LEFT, RIGHT = " \t\r\n,;:?*_\"'`", " \t\r\n.,;:?*_\"'`"
+LEFT, RIGHT = " \t\r\n,;:\"'`", " \t\r\n.,;:\"'`"
+MARKDOWN = re.compile(r"^\s*([*_]{1,3})(.*?)\1[\s.,;:]*$", re.DOTALL)
 
 
 def _command(match: re.Match[str]) -> str:
@@ -107,7 +108,7 @@ def clean(text: str) -> str:
     text = text.translate(TRANSLATION)
     if text.isascii() and text.isdigit():
         return text
-    text = THIN.sub("", text)
+    text = THIN.sub("", MARKDOWN.sub(r"\2", text))
     text = DELIMITERS.sub(" ", text)
     text = text.replace(r"\%", "%").replace(r"\!", "").replace(r"\,", " ")
     for _ in range(3):  # \text{} in \mathrm{} happens; deeper is nobody's answer

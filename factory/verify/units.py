@@ -36,9 +36,13 @@ KNOWN = {
     for group, scale in names.items()
     for name in group.split()
 }
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 SYMBOLS = frozenset(["m", "g", "s", "h", "l", "L"])
 """Letters that are units, where a space parts them from the number."""
-PLAIN = words("sin cos tan cot sec csc log ln exp and or not to less more than mod if either minus plus times pi sqrt")
+PLAIN = words(
+    "sin cos tan cot sec csc log ln exp and or not to less more than mod if either minus plus times pi sqrt "
+    "squared cubed over"
+)
 
 MONEY = re.compile(r"(-?)\s*(?:\\\$|([€£¥₹]))\s*(.+)")
 TRAILING = re.compile(r"(.*?[\w\d})\].%!])(?:\s+|(?<=\d)(?=[A-Za-z]{2})|(?=°))([A-Za-z°].*)")
@@ -66,6 +70,13 @@ def unit_of(text: str) -> tuple[str, str]:
     if named[0] in ("percent", "percentage", "pct") and len(named) <= 2:
         return match[1].rstrip("%") + "%", ""
     return match[1], match[2]
+
+
+def scaled(text: str) -> tuple[str, str, int]:
+    """As `unit_of`, and the scale that a word between the number and its unit says: `1.2 million dollars`."""
+    value, unit = unit_of(text)
+    first, _, rest = unit.partition(" ")
+    return (value, rest, SCALES[first.lower()]) if first.lower() in SCALES else (value, unit, 1)
 
 
 def factor(one: str, other: str) -> Fraction | None:

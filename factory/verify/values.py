@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from factory.verify import approximate, symbolic
 from factory.verify.notation import DECIMAL, clean, exact, words
-from factory.verify.units import factor, unit_of
+from factory.verify.units import factor, scaled
 
 LENGTH = 2000
 """Characters of an answer: a longer one equals only itself."""
@@ -24,6 +24,8 @@ LETTER = re.compile(r"\(?\s*(?:(?:option|choice|answer)\s+)?\(?([A-J])\s*\)?[.):
 LABELLED = re.compile(r"\(([A-J])\)\s*[:.]?\s*(\S.*)|([A-J])[.):]\s*(\S.*)")
 TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s*([ap])\.?\s?m\b\.?", re.IGNORECASE)
 NAMED = re.compile(r"(?:([A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|\\[a-z]+)\s*=\s*)(.+)")
+UNFINISHED = re.compile(r"[?:]|\d\s*_|[-+*/^=<>]$|^[*/^=]|\d(?:st|nd|rd|th)\b")
+"""No mathematics for sympy: ratios, other bases, ordinals, and what breaks off, which its parser would complete."""
 RELATION = re.compile(r"<=|>=|<|>")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![a-z])\s*(.+)")
 MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}")
@@ -146,7 +148,7 @@ class Comparison:
         clock, hour = TIME.fullmatch(left), TIME.fullmatch(right)
         if clock or hour:
             return bool(clock and hour) and _clock(clock) == _clock(hour)
-        (one, unit), (other, another) = unit_of(left), unit_of(right)
+        (one, unit, times), (other, another, size) = scaled(left), scaled(right)
         scale = factor(unit, another)
         if scale is None:
             return False
@@ -155,7 +157,7 @@ class Comparison:
             if (one, other) == (left, right):
                 return None
             return scale == 1 and self.same(one, other, depth + 1)
-        value *= scale
+        value, rival = value * scale * times, rival * size
         percents = (one.endswith("%"), other.endswith("%"))
         if close(value, rival, one, other):
             return True
@@ -169,7 +171,7 @@ class Comparison:
         """Texts by their words; what is left is mathematics, for sympy."""
         if _key(left) == _key(right) != "":
             return True
-        if _wordy(left) or _wordy(right) or ":" in left + right:
+        if any(_wordy(text) or UNFINISHED.search(text) for text in (left, right)):
             return False
         if max(left.count("{"), right.count("{")) > 200 or max(len(left), len(right)) > LENGTH // 2:
             return False
@@ -193,12 +195,14 @@ class Comparison:
         )
 
     def any_order(self, ones: list[str], others: list[str], same: Callable[[str, str, int], bool], depth: int) -> bool:
-        """Whether each item of either has its like in the other."""
+        """Whether each item of either has its like in the other; one to one where they are as many."""
         if min(len(ones), len(others)) == 0 or max(len(ones), len(others)) > 64:
             return False
         left = set(range(len(others)))
         for item in ones:
             met = [k for k, part in enumerate(others) if same(item, part, depth + 1)]
+            if len(ones) == len(others):
+                met = [k for k in met if k in left][:1]
             if not met:
                 return False
             left -= set(met)

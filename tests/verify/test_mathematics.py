@@ -190,6 +190,130 @@ ANSWERS = [
 ]
 
 
+WRONG = r"""
+The answer is 5. But wait, the answer is 6. ~ 5
+Answer: 5 or 6 ~ 6
+I think 5. Maybe 6. ~ 5
+\boxed{5, 6} ~ 5
+\boxed{5 \text{ or } 6} ~ 5
+\boxed{x=5 \text{ or } x=6} ~ 5
+\boxed{5}\boxed{6} ~ 5
+The answer is 5 or possibly 6 ~ 6
+Answer: A or B ~ B
+Answer: (A), (B) ~ A
+\boxed{A, B} ~ A
+\boxed{AB} ~ A
+The answer is 1,2 ~ 12
+\boxed{12\%} ~ 1.2
+\boxed{\text{5 cm}} ~ 5 km
+\boxed{5 km} ~ 5000
+\boxed{$5$ or $6$} ~ 6
+The answer is greater than 5 ~ 5
+The answer is at least 5 ~ 5
+less than 5 ~ 5
+\boxed{>5} ~ 5
+\boxed{\geq 5} ~ 5
+\boxed{\approx 5} ~ 5
+\boxed{5?} ~ 5
+\boxed{} ~ 0
+\boxed{?} ~ 5
+5 6 7 8 ~ 8
+1, 2, 3, 4, 5 ~ 5
+The answer is one of 1, 2, 3, 4, 5 ~ 5
+\boxed{5^{6}} ~ 56
+\boxed{5_6} ~ 5
+\boxed{-} ~ -1
+\boxed{1/0} ~ 0
+\boxed{\text{the answer}} ~ 5
+The answer is **not** 5 ~ 5
+The answer can't be 5 ~ 5
+The answer is the number of apples, 5 or so ~ 5
+The answer cannot be 5 ~ 5
+Answer: 5/6 ~ 5
+\boxed{5 \cdot} ~ 5
+\boxed{5 +} ~ 5
+\boxed{(5} ~ 5
+\boxed{5, 5, 6} ~ 5, 6, 6
+\boxed{0.5} ~ \frac{1}{3}
+\boxed{y=2x+1} ~ y=2x-1
+\boxed{True} ~ False
+\boxed{2^{10}} ~ 1025
+\boxed{abc} ~ abd
+\boxed{\mathbb{R}} ~ \mathbb{Z}
+\boxed{\{1,2,3\}} ~ \{1,2\}
+\boxed{10 \text{ dollars}} ~ 10 \text{ cents}
+\boxed{5i} ~ 5
+\boxed{5e} ~ 5
+\boxed{5 \sqrt{}} ~ 5
+\boxed{|5|} ~ -5
+\boxed{\frac{1}{2}, } ~ \frac12, 3
+\boxed{1 - 2} ~ 1-3
+\boxed{2-3} ~ -1.0001
+\boxed{any number} ~ 7
+\boxed{7 or any number} ~ 7
+\boxed{x} ~ 7
+\boxed{n = 7k} ~ 7
+\boxed{7k} ~ 7
+\boxed{7 \pm 1} ~ 7
+\boxed{7!} ~ 7
+\boxed{7:1} ~ 7
+\boxed{(7)(1, 2)} ~ 7
+\boxed{[7]} ~ \{7\}
+\boxed{7\text{ is wrong}} ~ 7
+\boxed{7 million} ~ 7
+\boxed{7 thousand} ~ 7
+\boxed{7 dozen} ~ 7
+\boxed{7 hundred} ~ 7
+A: 7 billion ~ 7
+\boxed{half of 7} ~ 7
+\boxed{7th} ~ 7
+\boxed{7 \times} ~ 7
+\boxed{7 squared} ~ 7
+\boxed{7 x} ~ 7
+\boxed{7 to 9} ~ 7
+\boxed{7-9} ~ 7
+\boxed{7 k} ~ 7
+\boxed{7\%} ~ 700
+\boxed{0.07} ~ 7
+\boxed{7 not 8} ~ 7
+\boxed{7 unless 8} ~ 7
+\boxed{7\text{ to the }8} ~ 7
+"""
+
+RIGHT = r"""
+Answer: $\boxed{12}$ minutes ~ 12
+**Final Answer**: The final answer is $\boxed{(3, \infty)}$ ~ (3,\infty)
+Therefore, the answer is $\frac{3}{4}$ cups. ~ 3/4
+The answer is: 3/4 cup ~ \frac34
+So, the total is **$1,234.50**. ~ 1234.5
+Thus there are $2^{5} = 32$ ways. ~ 32
+The solutions are $x = 2$ and $x = -3$. ~ -3, 2
+\boxed{x = 2, -3} ~ \{2,-3\}
+the probability is 1/36 ~ \frac{1}{36}
+The answer is 1.2 million ~ 1200000
+\boxed{1200000} ~ 1.2 million
+答案：12 个 ~ 12
+answer is 12 m/s ~ 12
+The answer is $12\text{ cm}^2$. ~ 12
+\boxed{\textbf{(C)}\ 12} ~ C
+\boxed{\text{C}} ~ C
+The answer is \(\frac{\pi}{2}\). ~ \pi/2
+\boxed{\$18.90} ~ 18.9
+\boxed{90^\circ} ~ 90
+\boxed{11:00\text{ a.m.}} ~ 11:00 AM
+\boxed{\frac{3}{4} \text{ cups}} ~ 0.75
+\boxed{2,\!500} ~ 2500
+The final answer is 5 units. ~ 5
+So she needs 5 more apples. ~ 5
+She has 5 apples left. ~ 5
+\boxed{f(x) = 2x+1} ~ 2x+1
+\boxed{3x^2 + 2x} ~ 2x+3x^2
+\boxed{k=4} ~ 4
+\boxed{10,000} ~ 10^4
+Answer: 7 dozen ~ 84
+"""
+
+
 def pairs(table: str) -> list[tuple[str, str]]:
     return [tuple(line.split(" ~ ")) for line in table.strip().splitlines()]  # type: ignore[misc]
 
@@ -229,6 +353,16 @@ def test_the_final_answer_is_found(response, answer):
 )
 def test_what_does_not_answer_is_wrong(response, answer):
     assert not correct(response, answer).passed
+
+
+@pytest.mark.parametrize(("response", "answer"), pairs(WRONG))
+def test_what_is_not_the_answer_or_no_clear_one_is_wrong(response, answer):
+    assert not correct(response, answer).passed
+
+
+@pytest.mark.parametrize(("response", "answer"), pairs(RIGHT))
+def test_what_is_the_answer_is_right(response, answer):
+    assert correct(response, answer).passed
 
 
 def test_a_reference_may_be_a_solution():
