@@ -16,8 +16,8 @@ POINTS = (
     {chr(97 + k): complex(0.37 + 0.618034 * (k + 1) % 1.7) for k in range(26)},
     {chr(97 + k): complex(-0.3 - 0.7548777 * (k + 1) % 1.9, 0.2 + 0.5698403 * (k + 1) % 1.3) for k in range(26)},
 )
-APART, TOGETHER = 1e-3, 1e-12
-"""Relative differences above which values differ whatever was rounded, and below which they are one."""
+ROUNDED, APART, TOGETHER = 1e-3, 1e-6, 1e-12
+"""Relative differences above which values differ, with a decimal in them and without, and below which they are one."""
 LARGE = 1e4
 """Constants beyond are not called equal: the 12 digits of e^(pi sqrt 163) are those of an integer."""
 
@@ -99,8 +99,9 @@ def same(left: str, right: str) -> bool | None:
     size = max(abs(ones[0]), abs(others[0]))
     if size < 1e-9:
         return None
-    if abs(ones[0] - others[0]) > APART * size:
+    decimal = "." in left + right
+    if abs(ones[0] - others[0]) > (ROUNDED if decimal else APART) * size:
         return False
     near = all(abs(a - b) <= TOGETHER * max(abs(a), abs(b)) for a, b in zip(ones, others, strict=True))
     constant = ones[0] == ones[1]
-    return True if near and (size < LARGE or not constant) and "." not in left + right else None
+    return True if near and (size < LARGE or not constant) and not decimal else None
