@@ -253,9 +253,12 @@ class Machine:
     def close(self) -> None:
         """End the box and all that is in it; return when it is gone."""
         with self._lock:
-            self.ended = True
-            self._control.close()
-            self._end()
+            if not self._status.closed:
+                self.ended = True
+                self._control.close()
+                self._end()
+                self._status.close()
+                self._errors.close()
 
     def _end(self) -> None:
         if self._scratch:  # the steward ends what it started and removes its folder
