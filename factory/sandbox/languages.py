@@ -272,7 +272,7 @@ class _Run:
             passed.append(done.code == 0 and agrees(case.stdout, printed, self.task.tolerance))
             if not passed[-1]:
                 told = f"printed {_short(printed)}, not {_short(case.stdout)}"
-                told = f"exit code {done.code}: {_tail(done.stderr)}" if done.code else told
+                told = f"exit code {done.code}: {_tail(done.stderr)}".rstrip(": ") if done.code else told
                 return replace(self._say("failed", f"case {number}: {told}", done), cases=tuple(passed))
         return replace(self._say("passed", "", done), cases=tuple(passed))
 
