@@ -30,8 +30,7 @@ class Box(Machine):
         limits: Limits = _LIMITS,
         isolation: str | None = None,
     ) -> None:
-        require_isolation(isolation)
-        super().__init__(mounts, environment, limits)
+        super().__init__(mounts, environment, limits, isolation=require_isolation(isolation))
 
     def write(self, files: Mapping[str, bytes | str]) -> None:
         """Write files below /work, with the folders that they are in. FactoryError where that cannot be done."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
 
 from factory.sandbox.box import encoded
 from factory.sandbox.inside.wire import PYTHON
@@ -19,7 +23,7 @@ MODULES = (
 _LIMITS = Limits()
 
 
-class PythonZygote(Machine):
+class PythonZygote:
     """A warm interpreter in a box. Each program runs in a fork of it, in a room: processes, mounts, shared memory and
     count of processes of its own, and one file system of `limits.files` bytes for /work, /tmp and /dev/shm. Programs
     may run at the same time and know nothing of each other. A context manager.
@@ -38,8 +42,21 @@ class PythonZygote(Machine):
         sources: Mapping[str, str] = {},
         isolation: str | None = None,
     ) -> None:
-        require_isolation(isolation)
-        super().__init__(mounts, {}, limits, modules, sources)
+        self.isolation = require_isolation(isolation, zygote=True)
+        self._make = functools.partial(Machine, mounts, {}, limits, modules, sources, self.isolation)
+        self._machine, self._lock = self._make(), threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the interpreter and all that it runs; return when it is gone."""
+        self._machine.close()
 
     def run(
         self, files: Mapping[str, bytes | str], command: Sequence[str], stdin: bytes = b"", limits: Limits | None = None
@@ -57,4 +74,9 @@ class PythonZygote(Machine):
     ) -> Process:
         """Start a program, to talk to it: through pipes of its own, or through descriptors of the caller, who closes
         his: two programs that talk to each other need nobody between them."""
-        return self.job(PYTHON, (encoded(files), list(command)), limits, stdin, stdout)
+        with self._lock:
+            if self._machine.ended:  # it was seen to be broken
+                self._machine.close()
+                self._machine = self._make()
+            machine = self._machine
+        return machine.job(PYTHON, (encoded(files), list(command)), limits, stdin, stdout)

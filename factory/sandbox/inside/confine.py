@@ -11,7 +11,8 @@ from factory.sandbox.inside.wire import ROOM
 # linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
 _NOSUID_NODEV, _NOSUID_NODEV_NOEXEC = 6, 14
-_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 4, 22, 38, 2
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
+_SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _ADDRESS_SPACE = 4 << 30  # bytes: a backstop; runtimes reserve far more than they use
 _INODES = 1 << 14  # files in the file system of a room
@@ -40,6 +41,11 @@ def _call(name: str, *arguments: object) -> None:
 def dumpable(yes: bool) -> None:
     """Whether others of this user may look into this process's memory and descriptors."""
     _call("prctl", _PR_SET_DUMPABLE, int(yes), 0, 0, 0)
+
+
+def adopt() -> None:
+    """Become the parent of descendants whose own has ended."""
+    _call("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Filter:

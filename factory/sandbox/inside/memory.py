@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Collection
 
 PAGE = resource.getpagesize()
 INODE = 1 << 10  # bytes of the kernel's memory that an empty file takes
+SOCKET = 1 << 19  # bytes that the buffers of a socket may hold, and that belong to no process
+_FEW = 64  # sockets that do not count
 
 
-def below(root: int) -> list[str]:
-    """A process and its descendants."""
+def below(root: int, without: Collection[int] = ()) -> list[str]:
+    """A process and its descendants, but those that are or come from the children `without`."""
     children: dict[str, list[str]] = {}
     for pid in everyone():
         try:
@@ -18,7 +21,8 @@ def below(root: int) -> list[str]:
                 parent = file.read().rpartition(b")")[2].split()[1].decode()
         except OSError:  # it ended
             continue
-        children.setdefault(parent, []).append(pid)
+        if int(pid) not in without:
+            children.setdefault(parent, []).append(pid)
     found = [str(root)]
     for pid in found:  # grows while it is read
         found += children.get(pid, [])
@@ -76,3 +80,27 @@ def in_files(paths: list[str]) -> int:
         held = os.statvfs(path)
         total += (held.f_blocks - held.f_bfree) * held.f_frsize + (held.f_files - held.f_ffree) * INODE
     return total
+
+
+def in_sockets(pids: list[str], all_of_them: bool) -> int:
+    """Bytes that sockets may hold: of `all_of_them` in this network namespace, or of these processes alone."""
+    with open("/proc/net/sockstat", "rb") as file:
+        number = int(file.readline().split()[2])
+    if number <= _FEW:
+        return 0
+    if not all_of_them:
+        number = len({link for pid in pids for link in _links(pid) if link.startswith("socket:")})
+    return number * SOCKET
+
+
+def _links(pid: str) -> list[str]:
+    found = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+            except OSError:  # closed
+                continue
+    except OSError:  # it ended
+        pass
+    return found

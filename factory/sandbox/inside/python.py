@@ -33,22 +33,24 @@ def warm(modules: list[str], sources: list[tuple[str, str]]) -> None:
 def run(command: list[str]) -> int:
     """Run a file with its arguments, or the text behind `-c`; the exit code. Its threads are waited for."""
     main = sys.modules["__main__"] = ModuleType("__main__")
-    main.__dict__["__builtins__"] = sys.modules["builtins"]
+    main.__dict__.update(__builtins__=sys.modules["builtins"], __annotations__={})
     if command[0] == "-c":
         sys.argv = ["-c", *command[2:]]
         sys.path.insert(0, "")
     else:
         sys.argv = list(command)
-        sys.path.insert(0, os.path.dirname(os.path.abspath(command[0])))
-        main.__dict__["__file__"] = command[0]
+        path = os.path.abspath(command[0])
+        sys.path.insert(0, os.path.dirname(path))
+        main.__dict__.update(__file__=path, __cached__=None)
     gc.enable()
     code = _guarded(lambda: exec(_compiled(command), main.__dict__))
     code = _guarded(threading._shutdown) or code  # type: ignore[attr-defined]
     code = _guarded(atexit._run_exitfuncs) or code
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed, by the program or by its reader
+            if stream and not stream.closed:
+                stream.flush()
+        except OSError:  # closed by its reader: Python's own code for this
             code = code or 120
     return code
 
@@ -56,8 +58,9 @@ def run(command: list[str]) -> int:
 def _compiled(command: list[str]) -> CodeType:
     if command[0] == "-c":
         return compile(command[1], "<string>", "exec", dont_inherit=True)
-    with open(command[0], "rb") as file:
-        return compile(file.read(), command[0], "exec", dont_inherit=True)
+    path = os.path.abspath(command[0])
+    with open(path, "rb") as file:
+        return compile(file.read(), path, "exec", dont_inherit=True)
 
 
 def _guarded(work: object) -> int:

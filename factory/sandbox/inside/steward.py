@@ -22,18 +22,20 @@ import struct
 import time
 from typing import Any, NoReturn
 
-from factory.sandbox.inside import confine, memory
+from factory.sandbox.inside import confine, landlock, memory
 from factory.sandbox.inside.wire import BROKEN, EXITED, HEADER, MEMORY, PYTHON, REPORT, ROOM, TIMEOUT, WRITE
 
 _LOOK = 0.02  # seconds between two looks at the memory of a job
 _NEVER = float("inf")
+_WORK = "/work"
+_WRITABLE = [_WORK, "/tmp", "/dev/shm"]
 
 
 class Job:
     """One command, from its packet to its report."""
 
-    def __init__(self, channel: _socket.socket, header: bytes) -> None:
-        self.channel = channel
+    def __init__(self, channel: _socket.socket, header: bytes, work: str) -> None:
+        self.channel, self.work = channel, work
         self.kind, self.seconds, self.memory, self.processes, self.files = HEADER.unpack(header)
         self.status, self.peak, self.pid, self.pidfd = EXITED, 0, 0, -1
         self.started = time.monotonic()
@@ -44,18 +46,21 @@ class Job:
         if self.deadline < _NEVER:
             self.status = status
             self.deadline = self.next_look = _NEVER
-            os.kill(self.pid, _signal.SIGKILL)
+            for pid in [str(self.pid)] if self.work == _WORK else memory.below(self.pid):
+                _kill(int(pid))
 
     def look(self) -> None:
         """Its memory, against its limit."""
         began = time.monotonic()
+        boxed = self.work == _WORK
+        pids = memory.everyone() if boxed and self.kind != PYTHON else memory.below(self.pid)
         try:
-            if self.kind == PYTHON:
-                held, pids = memory.in_files([f"/proc/{self.pid}/root{ROOM}"]), memory.below(self.pid)
-            else:
-                held, pids = memory.in_files(["/work", "/tmp", "/dev/shm"]), memory.everyone()
-        except OSError:  # it ended
-            return
+            held = 0
+            if boxed:
+                held = memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
+        except OSError:  # its first thread has ended: then as much as there may be
+            held = self.files
+        held += memory.in_sockets(pids, boxed and self.kind != PYTHON)
         now_used = held + memory.used(pids, self.memory - held)
         self.peak = max(self.peak, now_used)
         now = time.monotonic()
@@ -74,12 +79,19 @@ class Job:
 
 class Steward:
     """The loop of process 1. With `zygote` it runs Python programs, many at once, each in a room of its own; without,
-    commands in the box, one at a time."""
+    commands in the box, one at a time.
 
-    def __init__(self, control: int, zygote: bool, calls: confine.Filter | None) -> None:
+    With `scratch` there is no box: it is a process like others, jobs work in folders below `scratch`, and of the files
+    of the machine they may read those in `readable` only.
+    """
+
+    def __init__(
+        self, control: int, zygote: bool, calls: confine.Filter | None, scratch: str, readable: list[str]
+    ) -> None:
         self.control = _socket.socket(fileno=control)
-        self.zygote, self.calls = zygote, calls
-        self.own = os.open("/proc/self/ns/pid", os.O_RDONLY) if zygote else -1
+        self.zygote, self.calls, self.scratch, self.readable = zygote, calls, scratch, readable
+        self.own = os.open("/proc/self/ns/pid", os.O_RDONLY) if zygote and not scratch else -1
+        self.started = 0
         self.poll = select.poll()
         self.poll.register(control, select.POLLIN)
         self.jobs: dict[int, Job] = {}
@@ -115,9 +127,13 @@ class Steward:
         if not header:
             return False
         channel, *standard = struct.unpack("4i", ancillary[0][2])
-        job = Job(_socket.socket(fileno=channel), header)
+        self.started += 1
+        work = f"{self.scratch}/{self.started if self.zygote else 0}" if self.scratch else _WORK
+        job = Job(_socket.socket(fileno=channel), header, work)
         try:
-            if self.zygote:
+            if self.scratch:
+                os.makedirs(work, exist_ok=True)
+            elif self.zygote:
                 confine.new_processes(self.own)
             job.pid = os.fork()
         except OSError as error:
@@ -139,8 +155,14 @@ class Steward:
         """Its process has ended: end what it left, and report."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         _, status, usage = os.wait4(job.pid, 0)
-        if not self.zygote:  # in a room, the kernel ends all with the first process
+        if self.scratch:
+            self.sweep({other.pid for other in self.jobs.values()} - {job.pid})
+            if self.zygote:
+                _remove(job.work)
+        elif not self.zygote:  # in a room, the kernel ends all with the first process
             _end_all()
+            for path in _WRITABLE:  # which a command may have closed to the next
+                os.chmod(path, 0o755)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         del self.jobs[job.pidfd]
@@ -150,38 +172,62 @@ class Steward:
             self.poll.unregister(job.channel)
         job.report(os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10, cpu)
 
+    def sweep(self, spared: set[int]) -> None:
+        """Without a box: end all that comes from this process, but for jobs that still run."""
+        while left := memory.below(os.getpid(), spared)[1:]:
+            for pid in left:
+                _kill(int(pid))
+            for pid in left:
+                try:
+                    os.waitpid(int(pid), os.WNOHANG)
+                except ChildProcessError:  # another's child, still
+                    pass
+
     def become(self, job: Job, standard: list[int]) -> NoReturn:
         """In the new process of a job: do it."""
         try:
             if self.zygote:
                 private = {job.channel.fileno(), *standard}
                 for descriptor in (self.own, self.control.fileno(), *self.jobs):
-                    if descriptor not in private:
+                    if descriptor >= 0 and descriptor not in private:
                         os.close(descriptor)
-                confine.room(job.files)
+                if not self.scratch:
+                    confine.room(job.files)
             body = _receive(job.channel)
             if job.kind == WRITE:
-                _write(body)
+                _write(job.work, body)
                 os._exit(0)
             for number, descriptor in enumerate(standard):
                 os.dup2(descriptor, number)
-            os.chdir("/work")
+            os.chdir(job.work)
             if job.kind == PYTHON:
                 self.python(job, *body)
+            command, environment = body
             os.setsid()
             for signal in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
                 _signal.signal(signal, _signal.SIG_DFL)
             confine.limit(job.seconds, job.memory, job.processes + 1, job.files)  # the steward counts
+            environment.update(self.confined(job))
+            if self.calls:
+                self.calls.install()
         except BaseException as error:
             job.channel.sendall(f"{type(error).__name__}: {error}".encode())
             os._exit(1)
-        _execute(*body)
+        _execute(command, environment)
+
+    def confined(self, job: Job) -> dict[str, str]:
+        """Without a box: restrict this process to its folder; what changes in the environment."""
+        if not self.scratch:
+            return {}
+        landlock.restrict(self.readable, [job.work, "/dev/null"])
+        return {"HOME": job.work, "TMPDIR": job.work}
 
     def python(self, job: Job, files: dict[str, bytes], command: list[str]) -> NoReturn:
         """In a room: become a program of Python."""
         from factory.sandbox.inside import python
 
-        _write(files)
+        _write(job.work, files)
+        os.environ.update(self.confined(job))
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         os.setsid()
         confine.limit(job.seconds, job.memory, job.processes, job.files)
@@ -193,6 +239,25 @@ class Steward:
             os._exit(python.run(command))
         finally:
             os._exit(1)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, _signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _remove(folder: str) -> None:
+    """A folder and all in it; links are not followed."""
+    os.chmod(folder, 0o700)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _remove(entry.path)
+            else:
+                os.unlink(entry.path)
+    os.rmdir(folder)
 
 
 def _end_all() -> None:
@@ -219,18 +284,22 @@ def _receive(channel: _socket.socket) -> Any:
     return marshal.loads(memoryview(data)[8:])
 
 
-def _write(files: dict[str, bytes]) -> None:
-    """Write files below /work. What has the name already goes first, so that no link and no pipe is followed."""
+def _write(work: str, files: dict[str, bytes]) -> None:
+    """Write files below a folder. What has the name already goes first, so that no link and no pipe is followed."""
     for name, data in files.items():
-        path = f"/work/{name}"
+        path = f"{work}/{name}"
         if "/" in name:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.lexists(path):
             os.unlink(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with open(descriptor, "wb", buffering=0) as file:
-            while data:
-                data = data[file.write(data) :]
+        try:
+            with open(descriptor, "wb", buffering=0) as file:
+                while data:
+                    data = data[file.write(data) :]
+        except OSError:
+            os.unlink(path)
+            raise
 
 
 def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
@@ -241,11 +310,17 @@ def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def main(control: int, calls: tuple[bytes, bytes] | None, modules: list[str], sources: list[tuple[str, str]]) -> None:
+def main(
+    control: int,
+    calls: tuple[bytes, bytes] | None,
+    zygote: tuple[list[str], list[tuple[str, str]]] | None,
+    scratch: str,
+    readable: list[str],
+) -> None:
     """Serve until outside has gone.
 
-    With `calls` this is a zygote, which has imported `modules` and run `sources`, modules by their names; the first
-    filter is its own, the second is added for its jobs.
+    The first of `calls` filters the system calls of this process, the second is added for its jobs. A `zygote` has
+    imported modules, and run the text of others, by name. For `scratch` and `readable` see Steward.
     """
     confine.dumpable(False)
     confine.limit_always()
@@ -253,12 +328,19 @@ def main(control: int, calls: tuple[bytes, bytes] | None, modules: list[str], so
     os.set_inheritable(control, False)
     os.closerange(3, control)
     os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
-    job_filter = None
+    if scratch:
+        confine.adopt()
+    job_calls = None
     if calls:
+        confine.Filter(calls[0]).install()
+        job_calls = confine.Filter(calls[1])
+    if zygote:
         from factory.sandbox.inside import python
 
-        confine.Filter(calls[0]).install()
-        job_filter = confine.Filter(calls[1])
-        python.warm(modules, sources)
-    Steward(control, calls is not None, job_filter).loop()
+        python.warm(*zygote)
+    steward = Steward(control, zygote is not None, job_calls, scratch, readable)
+    steward.loop()
+    if scratch:
+        steward.sweep(set())
+        _remove(scratch)
     os._exit(0)
