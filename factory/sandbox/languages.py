@@ -256,11 +256,8 @@ class _Run:
         return "\n".join([self.task.program, self.task.tests, end, ""])
 
     def _limits(self) -> Limits:
-        """Of a run: what the task says; else the usual, and where nothing was compiled, the time of the toolchain."""
-        if self.task.limits:
-            return self.task.limits
-        more = self.row.toolchain_limits(self.given)
-        return replace(more, seconds=self.given.seconds) if self.row.compile else more
+        """Of a run: those given; where nothing is compiled, what the toolchain needs to start is added."""
+        return self.given if self.row.compile else self.row.toolchain_limits(self.given)
 
     def _cases(self, box: Box) -> Verdict:
         passed: list[bool] = []
