@@ -156,6 +156,15 @@ def test_tests_in_the_language_itself(name, toolchain):
         assert run_program(Box, quits).status == "failed"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["", "?>", "?>\n\n"])
+def test_php_that_closes_its_tag_is_tested_too(closed, toolchain):
+    toolchain("php")
+    for number, status in ((1, "passed"), (2, "failed")):
+        program = f"<?php\nfunction f($n) {{ return $n * $n + {number}; }}\n{closed}"
+        assert run_program(Box, Task(language="php", program=program, tests=TESTS["php"]["tests"])).status == status
+
+
 # Statuses.
 
 
@@ -188,6 +197,11 @@ def test_a_compiler_that_does_not_end_is_a_timeout(toolchain):
     task = Task(language="c", program='#include "/dev/zero"\n', cases=(Case("", ""),), limits=Limits(seconds=2))
     verdict = run_program(Box, task)
     assert verdict.status in ("timeout", "memory", "compile_error") and not verdict.passed
+
+
+def test_text_that_is_no_unicode_is_judged(toolchain):
+    toolchain("bash")
+    assert judge("# \ud800\ncat | wc -c", cases=(Case("\ud800", "3"),)).passed
 
 
 def test_every_case_runs_until_one_fails(toolchain):
