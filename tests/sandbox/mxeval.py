@@ -139,7 +139,7 @@ def judge(sandbox: Sandbox, problem: Problem, broken: bool = True) -> Judged:
 def exceptions() -> dict[str, str]:
     """The problems whose solution does not pass here, and why."""
     table = tomllib.loads((HERE / "mxeval_exceptions.toml").read_text())
-    return {problem: entry["why"] for entry in table["exception"] for problem in entry["problems"]}
+    return {f"{entry['set']}/{number}": entry["why"] for entry in table["exception"] for number in entry["problems"]}
 
 
 def main() -> None:
