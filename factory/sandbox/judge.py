@@ -289,7 +289,7 @@ def _said(message: bytes, ended: Execution) -> _Found:
     try:
         status, detail, cases, unfit = parse(message)
     except (Broken, ValueError, TypeError) as error:
-        return _Found("sandbox_error", f"no verdict of ours: {error}", (), False, ended)
+        return _Found("failed", f"the tests wrote over their verdict: {error}", (), False, ended)
     if status == "failed" and ended.status != "exited":
         status, detail = ended.status, ended.detail or ended.status  # why it did not answer
     return _Found(status, detail, cases, unfit, ended)
