@@ -51,8 +51,8 @@ def tasks(path: Path) -> list[Task]:
         if row["task_id"] not in UNFIT:
             tests = with_helpers(row["prompt"], tests, row["entry_point"])
         program = row["prompt"] + row["canonical_solution"]
-        entry_point = row["entry_point"]
-        found.append(Task(language="python", program=program, tests=tests, entry_point=entry_point, id=row["task_id"]))
+        task = Task(language="python", program=program, tests=tests, entry_point=row["entry_point"], limits=LIMITS)
+        found.append(replace(task, id=row["task_id"]))
     return found
 
 
