@@ -55,14 +55,15 @@ class Job:
         began = time.monotonic()
         boxed = self.work == _WORK
         pids = memory.everyone() if boxed and self.kind != PYTHON else memory.below(self.pid)
+        held = memory.in_sockets(pids, boxed and self.kind != PYTHON)
         try:
-            held = 0
             if boxed:
-                held = memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
+                held += memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
         except OSError:  # its first thread has ended: then as much as there may be
-            held = self.files
-        held += memory.in_sockets(pids, boxed and self.kind != PYTHON)
-        now_used = held + memory.used(pids, self.memory - held)
+            held += self.files
+        if not (now_used := memory.used(pids, self.memory - held)):  # it has ended
+            return
+        now_used += held
         self.peak = max(self.peak, now_used)
         now = time.monotonic()
         self.next_look = now + max(_LOOK, 10 * (now - began))  # a look at much memory takes long
@@ -110,6 +111,8 @@ class Steward:
                     job.look()
                 due = min(due, job.deadline, job.next_look)
             wait = None if due == _NEVER else max(0.0, due - time.monotonic()) * 1000 + 1
+            # In the order in which they were registered: what is accepted cannot get the number of what ends in the
+            # same round.
             for descriptor, _ in self.poll.poll(wait):
                 if descriptor == self.control.fileno():
                     if not self.accept():
@@ -142,10 +145,12 @@ class Steward:
             job.status = BROKEN
             job.report(0, 0, 0.0)
             return True
+        finally:
+            if job.pid or job.status == BROKEN:
+                for descriptor in standard:
+                    os.close(descriptor)
         if not job.pid:
             self.become(job, standard)
-        for descriptor in standard:
-            os.close(descriptor)
         job.pidfd = os.pidfd_open(job.pid)
         self.jobs[job.pidfd] = self.jobs[channel] = job
         self.poll.register(job.pidfd, select.POLLIN)
@@ -212,8 +217,10 @@ class Steward:
             if self.calls:
                 self.calls.install()
         except BaseException as error:
-            job.channel.sendall(f"{type(error).__name__}: {error}".encode())
-            os._exit(1)
+            try:
+                job.channel.sendall(f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(1)
         _execute(command, environment)
 
     def confined(self, job: Job) -> dict[str, str]:
