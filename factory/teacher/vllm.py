@@ -100,6 +100,7 @@ class VLLM:
 
     def _add(self, id_: str, ask: Ask) -> None:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         request, sampling = ask.request, ask.request.sampling
@@ -120,7 +121,7 @@ class VLLM:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             self._engine.add_request(id_, {"prompt_token_ids": prompt}, params)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise Unanswerable(str(error).strip().splitlines()[0]) from error
 
     def _response(self, ask: Ask, output: Any) -> Response:

@@ -27,10 +27,10 @@ def make_checkpoint(folder: Path, positions: int = 256, seed: int = 0, **shape: 
     """Random weights with some spread: each context has its likely and unlikely tokens. About one token in a hundred
     ends the text."""
     train_bpe(iter(SENTENCES * 4), 400, folder.with_name(folder.name + "-tokenizer"))
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = ModelConfig(
         vocab_size=400,
-        num_key_value_heads=2,
+        num_key_value_heads=1,
         max_position_embeddings=positions,
         initializer_range=0.08,
         tie_word_embeddings=False,
