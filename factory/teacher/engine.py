@@ -11,12 +11,18 @@ One that keeps many in flight takes new ones as old ones end, and has itself wok
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import xxhash
+
+from factory.engine import files
+from factory.engine.errors import FactoryError
 from factory.teacher.request import Failed, Request, Response
 
 
@@ -92,3 +98,30 @@ class Asks:
             self.closed = True
             self._changed.notify_all()
         self.wake()
+
+
+OF_A_MODEL = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt")
+"""Ends of the files of a checkpoint that decide what it says: weights, configuration, tokenizer, chat template."""
+
+
+def identify(model: str, revision: str = "") -> str:
+    """Who a model is: its name, with the revision; of a checkpoint's folder a hash of its files, wherever it lies."""
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        return f"{model}@{revision}" if revision else model
+    parts = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in OF_A_MODEL and not path.name.startswith("."):
+            parts.append([path.name, _hash(path)])
+    return f"checkpoint {files.digest(parts)}"
+
+
+def _hash(path: Path) -> str:
+    found = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                found.update(block)
+    except OSError as error:
+        raise FactoryError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
+    return found.hexdigest()

@@ -1,7 +1,7 @@
 """The teacher: requests in, answers out, in order; each is looked up, asked at most once, kept, and paid for.
 
-The thread that asks takes requests, looks them up and puts asks out; the engine runs in a thread of the teacher's, which
-keeps each answer as it comes, whatever the asker is doing meanwhile.
+The thread that asks takes requests, looks them up and puts asks out. The engine runs in a thread of the teacher's,
+which keeps each answer as it comes, whatever the asker is doing meanwhile.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from factory.teacher.cache import Cache, Sample, key_of
 from factory.teacher.engine import Ask, Asks, Engine
 from factory.teacher.request import Failed, Request, Response
 
-WINDOW = 8192
-"""Requests that are taken and not given back yet, at most: one slow answer holds up so many."""
+WINDOW = 4096
+"""Requests that are taken and not given back yet, at most: one slow answer holds up so many. At least twice what the
+engine has in flight."""
 CHUNK = 1024
 """Requests that are taken, looked up and sorted at once, at most."""
 
@@ -33,6 +34,7 @@ class Run:
         self.again: list[Slot] = []
         """Waited for the same request with fewer samples, which are there now."""
         self.to_send: deque[Slot] = deque()
+        self.in_flight = 0
         self.spent: FactoryError | None = None
 
 
@@ -74,6 +76,8 @@ class Teacher:
     def __init__(
         self, engine: Engine, *, cache: str | None, budget: Budget | None = None, window: int = WINDOW
     ) -> None:
+        if window < 1:
+            raise FactoryError(f"window = {window}: give at least 1")
         self.engine, self.window = engine, window
         self.cache = Cache(cache)
         self.ledger = Ledger(self.cache, budget or Budget())
@@ -133,7 +137,11 @@ class Teacher:
                 else:
                     self._asked[slot.key] = [slot]
                     mine.append(slot)
-        found = self.cache.get([(slot.key, slot.request.sampling.n) for slot in mine])
+        try:
+            found = self.cache.get([(slot.key, slot.request.sampling.n) for slot in mine])
+        except BaseException as error:  # nobody would ask what was set down as being asked
+            self._break(error)
+            raise
         with self._changed:
             for slot, known in zip(mine, found, strict=True):
                 slot.known = max(slot.known, known, key=len)
@@ -164,10 +172,12 @@ class Teacher:
             except FactoryError as error:
                 run.spent = error
                 break
-            for ask, held in zip(batch, granted, strict=False):
-                ask.slot.held = held
-                run.to_send.popleft()
             self._start()
+            with self._changed:
+                for ask, held in zip(batch, granted, strict=False):
+                    ask.slot.held = held
+                    run.to_send.popleft()
+                    run.in_flight += 1
             self._asks.put(batch[: len(granted)])
             if len(granted) < len(batch):
                 return wait
@@ -183,7 +193,7 @@ class Teacher:
                     raise self._broken
                 if head.answer is not None:
                     return
-                if run.spent is not None and head in run.to_send:
+                if run.spent is not None and not run.in_flight and not run.again:
                     raise FactoryError(
                         f"{run.spent}. {given + sum(slot.answer is not None for slot in run.order):,} of the first "
                         f"{taken:,} requests are answered"
@@ -206,8 +216,11 @@ class Teacher:
             self.engine.answer(self._asks, self._done)
         except BaseException as error:
             broken = error
+        self._break(broken)
+
+    def _break(self, error: BaseException) -> None:
         with self._changed:
-            self._broken = broken
+            self._broken = error
             self._changed.notify_all()
 
     def _done(self, answers: Sequence[tuple[Ask, Response | Failed]]) -> None:
@@ -231,6 +244,8 @@ class Teacher:
 
         kept = self.cache.put([(ask.slot.key, ask.first, samples) for ask, samples in made], settle)
         with self._changed:
+            for ask, _ in answers:
+                ask.slot.run.in_flight -= 1
             for (ask, _), samples in zip(made, kept, strict=True):
                 ask.slot.known = [*ask.slot.known, *samples]
                 ask.slot.settle(cached=False)

@@ -144,6 +144,10 @@ class Server:
         asyncio.run_coroutine_threadsafe(end(), self.loop).result()
 
     def received(self, connection: Connection, path: str, head: bytes, raw: bytes) -> None:
+        if not raw:  # GET /models
+            reply = self.script(path, {}) if self.script else Reply()
+            connection.send(reply, b"{}")
+            return
         body = json.loads(raw)
         self.calls.append((path, body))
         self.heads.append(head)
