@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory.engine import files
 from factory.engine.errors import FactoryError
+from factory.teacher.engine import OF_A_MODEL
 from factory.teacher.request import Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CONTENT = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "*.bin")
-"""The files of a checkpoint that decide what it says."""
 
 
 class Unanswerable(Exception):
     """A request that this model cannot answer, and why: the others can be."""
 
 
-def content(model: str) -> list[str]:
-    """The files of a checkpoint folder that decide what it says; [] for a name at a hub.
+def content(model: str) -> tuple[str, ...]:
+    """The files of a checkpoint folder that decide what it says; none for a name at a hub.
 
     FactoryError where it is a path to nothing, or to a folder without a model.
     """
     folder = Path(model)
     if not folder.is_dir():
         if not model or folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
-            raise FactoryError(
-                f"model = {model!r}: no such folder: give one in Hugging Face's form, with its tokenizer"
-            )
-        return []
+            raise FactoryError(f"model = {model!r}: no such folder: give one in Hugging Face's form")
+        return ()
     if not (folder / "config.json").is_file():
         raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form")
-    return [str(path) for path in sorted({path for pattern in CONTENT for path in folder.glob(pattern)})]
-
-
-def identity(engine: str, model: str, revision: str) -> str:
-    """Of a folder, what is in it, wherever it lies; of a hub's model, its name and revision. Engines do not share
-    answers: each draws other samples from the same seed."""
-    found = [files.file_identity(path, os.path.basename(path)) for path in content(model)]
-    return f"{engine}:{files.digest(found)}" if found else f"{engine}:{model}@{revision or 'main'}"
+    inside = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return tuple(str(path) for path in inside if path.suffix in OF_A_MODEL)
 
 
 def tokenizer_of(model: str, revision: str) -> PreTrainedTokenizerBase:

@@ -22,7 +22,7 @@ import numpy as np
 from factory.engine.errors import FactoryError
 from factory.teacher import checkpoint
 from factory.teacher.checkpoint import Unanswerable
-from factory.teacher.engine import Ask, Asks, Done
+from factory.teacher.engine import Ask, Asks, Done, identify
 from factory.teacher.request import Choice, Failed, Logprob, Response
 
 if TYPE_CHECKING:
@@ -71,7 +71,10 @@ class Transformers:
 
     def __init__(self, model: str, revision: str = "", batch_tokens: int = BATCH_TOKENS) -> None:
         self.model, self.revision, self.batch_tokens = model, revision, batch_tokens
-        self.identity = checkpoint.identity("transformers", model, revision)
+        checkpoint.content(model)
+        self.name = identify(model, revision)
+        # Engines share no answers: each draws other samples from the same seed.
+        self.identity = f"transformers {self.name}"
 
     def answer(self, asks: Asks, done: Done) -> None:
         """Answer all asks, a pool after the other; the model is loaded at the first."""
@@ -338,7 +341,7 @@ class Transformers:
 
     def _response(self, rows: list[Row]) -> Response:
         choices = tuple(self._choice(row) for row in sorted(rows, key=lambda row: row.number))
-        return Response(choices=choices, prompt_tokens=len(rows[0].prompt), model=self.model)
+        return Response(choices=choices, prompt_tokens=len(rows[0].prompt), model=self.name)
 
 
 def _pool(asks: Asks) -> list[Ask]:

@@ -13,7 +13,7 @@ from typing import Any
 from factory.engine.errors import FactoryError
 from factory.teacher import checkpoint
 from factory.teacher.checkpoint import Unanswerable
-from factory.teacher.engine import Ask, Asks, Done
+from factory.teacher.engine import Ask, Asks, Done, identify
 from factory.teacher.request import Choice, Failed, Logprob, Response
 
 AT_ONCE = 1 << 10  # requests that are taken between two steps of the model
@@ -39,7 +39,10 @@ class VLLM:
     ) -> None:
         self.model, self.revision = model, revision
         self.gpus, self.max_length, self.memory = gpus, max_length, memory
-        self.identity = checkpoint.identity("vllm", model, revision)
+        checkpoint.content(model)
+        self.name = identify(model, revision)
+        # Engines share no answers: each draws other samples from the same seed.
+        self.identity = f"vllm {self.name}"
 
     def answer(self, asks: Asks, done: Done) -> None:
         """Answer all asks; the model is loaded at the first. What waits is taken between two steps of the model."""
@@ -120,7 +123,8 @@ class VLLM:
                 structured_outputs=StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema else None,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            self._engine.add_request(id_, {"prompt_token_ids": prompt}, params)
+            (rendered,) = self._engine.renderer.render_cmpl([{"prompt_token_ids": prompt}])
+            self._engine.add_request(id_, rendered, params)
         except (ValueError, VLLMClientError) as error:
             raise Unanswerable(str(error).strip().splitlines()[0]) from error
 
@@ -129,7 +133,7 @@ class VLLM:
         return Response(
             choices=tuple(_choice(one, ask.request.sampling.logprobs) for one in choices),
             prompt_tokens=len(output.prompt_token_ids),
-            model=self.model,
+            model=self.name,
         )
 
 

@@ -222,7 +222,7 @@ def test_the_identity_is_what_is_in_the_folder(checkpoint, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
     assert Transformers(str(copy)).identity != Transformers(str(checkpoint)).identity
-    assert Transformers("some/model", "abc").identity == "transformers:some/model@abc"
+    assert Transformers("some/model", "abc").identity == "transformers some/model@abc"
 
 
 def test_a_wrong_folder_is_one_line_with_a_cure(checkpoint, tmp_path):
