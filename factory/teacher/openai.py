@@ -14,6 +14,8 @@ import os
 import random
 import resource
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +62,9 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        parts = urllib.parse.urlsplit(self.url)
+        bypass = urllib.request.proxy_bypass(parts.hostname or "")
+        self.proxy = None if bypass else urllib.request.getproxies().get(parts.scheme)
         self.up = True
         self.busy = 0
         self.closed_until = 0.0
@@ -145,9 +150,7 @@ class OpenAI:
                 self._fatal = error
             self._news.set()
 
-        async with aiohttp.ClientSession(
-            connector=connector, headers=headers, timeout=limit, trust_env=True
-        ) as self._session:
+        async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=limit) as self._session:
             try:
                 while not asks.closed:
                     for ask in asks.take(self.in_flight - len(under_way), wait=False):
@@ -222,7 +225,8 @@ class OpenAI:
 
     async def _post(self, path: str, body: bytes) -> Response:
         """Try until there is an answer. Refused where there is none to be had, FactoryError where for no request."""
-        tried, begun = 0, time.monotonic()
+        tried = failed = 0
+        begun = time.monotonic()
         while True:
             server = await self._choose()
             server.busy += 1
@@ -234,6 +238,7 @@ class OpenAI:
                 why = error
             finally:
                 server.busy -= 1
+            failed += 1
             tried += not why.limited
             if tried >= self.tries:
                 raise Refused(f"{why} ({self.tries} tries)")
@@ -242,14 +247,15 @@ class OpenAI:
             if why.away:
                 self._watch(server, str(why))
             # Full jitter (Brooker 2015), so that those which failed together do not come back together.
-            pause = min(SLOWEST, 2.0 ** max(tried, 1)) * random.random()
-            await asyncio.sleep(max(pause, why.after + min(pause, 1.0)) if why.after else pause)
+            pause = random.random() * (1.0 if why.away else min(SLOWEST, 0.5 * 2.0**failed))
+            await asyncio.sleep(why.after + pause)
 
     async def _try(self, server: Server, path: str, body: bytes) -> Response:
         import aiohttp
 
         try:
-            async with self._session.post(server.url + path, data=body, allow_redirects=False) as got:
+            where = server.url + path
+            async with self._session.post(where, data=body, allow_redirects=False, proxy=server.proxy) as got:
                 raw, status, after = await got.read(), got.status, got.headers.get("Retry-After")
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Retry(self._hide(str(error)), away=True, limited=True) from error
@@ -262,7 +268,7 @@ class OpenAI:
                 return reply.read(raw)
             except reply.Malformed as error:
                 raise Retry(self._hide(f"a malformed answer: {error}")) from error
-        why = self._hide(f"{server.url}{path} says {status}: {reply.complaint(raw)}")
+        why = self._hide(f"{where} says {status}: {reply.complaint(raw)}")
         if status == 429 and "insufficient_quota" not in why:
             raise Retry(why, after=seconds_of(after), limited=True)
         if status in (408, 409, 425) or status >= 500:
@@ -325,7 +331,8 @@ class OpenAI:
         while True:
             try:
                 limit = aiohttp.ClientTimeout(total=10)
-                async with self._session.get(server.url + "/models", allow_redirects=False, timeout=limit) as got:
+                where = server.url + "/models"
+                async with self._session.get(where, allow_redirects=False, timeout=limit, proxy=server.proxy) as got:
                     if got.status not in AWAY:
                         return
                     why = f"it says {got.status}"
