@@ -56,9 +56,10 @@ FILES = ("ingest.Folder", "ingest.JsonLines", "ingest.Parquet", "ingest.Warc", "
 
 
 def steps() -> list[str]:
-    """All but the sources, and the bridge to another library's blocks, which test_datatrove.py runs on hard input."""
-    bridge = {"datatrove.Block"}
-    return sorted(name for name, step in all_steps().items() if not issubclass(step, Source) and name not in bridge)
+    """All but the sources, the bridge to another library's blocks, which test_datatrove.py runs on hard input, and what
+    asks a model, as tests/synth/test_respond.py does."""
+    apart = {"datatrove.Block", "respond.Respond"}
+    return sorted(name for name, step in all_steps().items() if not issubclass(step, Source) and name not in apart)
 
 
 def batch_of(documents: list[bytes]) -> pa.RecordBatch:

@@ -89,7 +89,9 @@ def digest(name: str, options: dict[str, str]) -> str:
     return found.hexdigest()
 
 
-NAMES = sorted(n for n, s in all_steps().items() if not issubclass(s, Source) and n != "datatrove.Block")
+APART = {"datatrove.Block", "respond.Respond"}
+"""What they make is another library's doing, or a model's."""
+NAMES = sorted(n for n, s in all_steps().items() if not issubclass(s, Source) and n not in APART)
 
 
 def outputs(folder: Path) -> dict[str, dict[str, object]]:
