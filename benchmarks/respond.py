@@ -32,24 +32,7 @@ from tests.teacher.small import make_checkpoint
 from tests.teacher.vllm_server import serving
 
 TEMPLATE = "{# user #}\nContinue this text, whatever it says, in about as many words: {{ text }}\n"
-WORDS = [
-    "reads",
-    "a",
-    "text",
-    "that",
-    "has",
-    "some",
-    "words",
-    "and",
-    "keeps",
-    "the",
-    "ones",
-    "that",
-    "are",
-    "worth",
-    "the",
-    "reading",
-]
+WORDS = ("reads", "a text", "that has", "some words", "and keeps", "the ones", "worth", "reading", "twice", "or more")
 TOKENS = 128
 
 
