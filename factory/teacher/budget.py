@@ -18,6 +18,8 @@ from factory.teacher.engine import Ask
 
 BYTES_A_TOKEN = 4
 """Of a prompt, before the server has counted its tokens."""
+POLL = 0.02
+"""Seconds after which a worker looks again whether a budget that others use has room."""
 BURST = 1.0
 """Seconds' worth of a rate that may come at once."""
 
@@ -124,7 +126,7 @@ class Ledger:
                 self._bury(db)
                 if not self._held(db).requests:
                     raise FactoryError(self._told(self._spent(db), expected(asks[0], spent)))
-        return granted, wait or 0.05
+        return granted, max(wait, POLL)
 
     def exceeded(self, use: Use) -> str:
         """The first limit that so much would pass; empty where it passes none."""

@@ -88,10 +88,11 @@ class Cache:
 
     def __init__(self, folder: str | None) -> None:
         self.folder = folder
-        self._lock = threading.RLock()
+        # A long look-up holds up no writer, in this process or another.
+        self._writing, self._reading = threading.Lock(), threading.Lock()
         if folder is None:
             self.path = ":memory:"
-            self._db = self._open()
+            self._db = self._reader = self._open()
             return
         if not files.is_local(folder):
             raise FactoryError(f"{folder}: a cache of answers lies in a folder of this machine, not at a URL")
@@ -99,7 +100,7 @@ class Cache:
         self.path = os.path.join(files.locate(folder)[1], "answers.sqlite")
         # Two that create it at the same moment would see each other's half-made tables.
         with files.locked(self.path + ".lock"):
-            self._db = self._open()
+            self._db, self._reader = self._open(), self._open()
 
     def _open(self) -> sqlite3.Connection:
         with self._told():
@@ -125,7 +126,7 @@ class Cache:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it or nothing."""
-        with self._lock, self._told():
+        with self._writing, self._told():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -139,13 +140,8 @@ class Cache:
         """Of each (key, n) the samples 0, 1, … below n that are known, up to the first that is not."""
         if self.folder is None:
             return [[] for _ in wanted]
-        with self._lock, self._told():
-            return [self._of(key, n) for key, n in wanted]
-
-    def _of(self, key: bytes, n: int) -> list[Sample]:
-        query = "SELECT sample, value FROM answers WHERE key = ? AND sample < ? ORDER BY sample"
-        found = self._db.execute(query, (key, n)).fetchall()
-        return [unpack(value) for place, (sample, value) in enumerate(found) if sample == place]
+        with self._reading, self._told():
+            return [_known(self._reader, key, n) for key, n in wanted]
 
     def put(
         self, found: Sequence[tuple[bytes, int, list[Sample]]], also: Callable[[sqlite3.Connection], None]
@@ -164,8 +160,15 @@ class Cache:
             also(db)
             if kept == len(rows):
                 return [samples for _, _, samples in found]
-            return [self._of(key, first + len(samples))[first:] for key, first, samples in found]
+            return [_known(db, key, first + len(samples))[first:] for key, first, samples in found]
 
     def close(self) -> None:
-        with self._lock:
+        with self._writing, self._reading:
+            self._reader.close()
             self._db.close()
+
+
+def _known(db: sqlite3.Connection, key: bytes, n: int) -> list[Sample]:
+    query = "SELECT sample, value FROM answers WHERE key = ? AND sample < ? ORDER BY sample"
+    found = db.execute(query, (key, n)).fetchall()
+    return [unpack(value) for place, (sample, value) in enumerate(found) if sample == place]

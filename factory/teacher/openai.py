@@ -13,6 +13,7 @@ import json
 import os
 import random
 import resource
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -33,6 +34,8 @@ SLOWEST = 60.0
 """Seconds between two tries at most, where the server does not say when."""
 GATHER = 0.005
 """Seconds in which answers are gathered before they are kept together."""
+MOMENT = 2.0
+"""Seconds after which it is said that a server is away."""
 AWAY = (502, 503, 504)
 """Said by a proxy whose server is away, and by one that is loading its model."""
 FATAL = {
@@ -260,7 +263,7 @@ class OpenAI:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Retry(self._hide(str(error)), away=True, limited=True) from error
         except TimeoutError as error:
-            raise Retry(f"no answer in {self.timeout:g} s") from error
+            raise Retry(f"no answer in {self.timeout:g} s: raise timeout, or lower in_flight") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Retry(self._hide(f"the connection broke: {type(error).__name__}: {error}"), away=True) from error
         if status == 200:
@@ -327,7 +330,7 @@ class OpenAI:
         """Return when it says anything that a server says which is there."""
         import aiohttp
 
-        begun, pause = time.monotonic(), 0.1
+        begun, pause, told = time.monotonic(), 0.1, False
         while True:
             try:
                 limit = aiohttp.ClientTimeout(total=10)
@@ -343,6 +346,9 @@ class OpenAI:
                     f"no server answers at {', '.join(one.url for one in self.servers)} for {self.patience:g} s "
                     f"({why}): start it and run again; what was answered is kept"
                 )
+            if not told and time.monotonic() - begun > MOMENT:
+                print(f"{server.url} is away ({why}): waiting for it", file=sys.stderr)
+                told = True
             await asyncio.sleep(pause)
             pause = min(2 * pause, 5.0)
 

@@ -18,7 +18,7 @@ from factory.teacher.request import Message
 if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedEnvironment
 
-ROLE = re.compile(r"^\{#-?\s*(system|user|assistant)\s*-?#\}[ \t]*\n?", re.MULTILINE)
+ROLE = re.compile(r"^\{#-?\s*(system|user|assistant)\s*-?#\}[ \t]*(?:\n+|\Z)", re.MULTILINE)
 
 
 class Prompt:
@@ -46,8 +46,11 @@ class Prompt:
         self._parts = []
         for start, end in zip(edges, ends, strict=True):
             try:
-                part = source[start:end].strip("\n")
-                found |= meta.find_undeclared_variables(environment.parse(part))
+                part = source[start:end].rstrip("\n")
+                tree = environment.parse(part)
+                if any(meta.find_referenced_templates(tree)):
+                    raise FactoryError(f"{path}: a prompt is one file: put here what it includes")
+                found |= meta.find_undeclared_variables(tree)
                 self._parts.append(environment.from_string(part))
             except TemplateSyntaxError as error:
                 line = source[:start].count("\n") + error.lineno

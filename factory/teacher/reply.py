@@ -7,6 +7,8 @@ from typing import Any
 
 from factory.teacher.request import Choice, Logprob, Response
 
+CUT = ("abort", "error")
+"""How vLLM, SGLang and some providers end a text that they could not finish: no answer, though they say 200."""
 SHOWN = 300
 """Characters of a server's words in an error."""
 
@@ -22,6 +24,9 @@ def read(raw: bytes) -> Response:
         choices = sorted(said["choices"], key=lambda choice: choice.get("index") or 0)
         if not choices:
             raise Malformed("no choices")
+        for choice in choices:
+            if choice.get("finish_reason") in CUT:
+                raise Malformed(f"the server gave up (finish_reason {choice['finish_reason']})")
         usage = said.get("usage") or {}
         made = [_choice(choice) for choice in choices]
         counts = share(int(usage.get("completion_tokens") or 0), made)

@@ -41,12 +41,13 @@ class Run:
 class Slot:
     """A request with what is known of it so far."""
 
-    __slots__ = ("answer", "held", "key", "known", "request", "run")
+    __slots__ = ("answer", "held", "key", "known", "request", "run", "sent")
 
     def __init__(self, run: Run, request: Request, key: bytes) -> None:
         self.run, self.request, self.key = run, request, key
         self.known: list[Sample] = []
         self.held = Use()
+        self.sent = False
         self.answer: Response | Failed | None = None
 
     def settle(self, cached: bool) -> bool:
@@ -132,10 +133,11 @@ class Teacher:
         mine = []
         with self._changed:
             for slot in slots:
-                if slot.key in self._asked:
-                    self._asked[slot.key].append(slot)
-                else:
-                    self._asked[slot.key] = [slot]
+                same = self._asked.setdefault(slot.key, [])
+                if same and (same[0].sent or same[0].run is slot.run):
+                    same.append(slot)
+                else:  # also where another asker wants it, and may be held up before it sends it
+                    same.insert(0, slot)
                     mine.append(slot)
         try:
             found = self.cache.get([(slot.key, slot.request.sampling.n) for slot in mine])
@@ -145,14 +147,22 @@ class Teacher:
         with self._changed:
             for slot, known in zip(mine, found, strict=True):
                 slot.known = max(slot.known, known, key=len)
-                if slot.settle(cached=True):
-                    self._release(slot)
-                else:
-                    slot.run.to_send.append(slot)
+                if self._leads(slot):
+                    if slot.settle(cached=True):
+                        self._release(slot)
+                    else:
+                        slot.run.to_send.append(slot)
+
+    def _leads(self, slot: Slot) -> bool:
+        """Whether the slot is the one, of those that want the same, which is to be asked."""
+        same = self._asked.get(slot.key)
+        return same is not None and same[0] is slot
 
     def _release(self, slot: Slot) -> None:
         """A slot has its answer: those that wait for the same have it too, or ask for the samples that lack."""
         for other in self._asked.pop(slot.key)[1:]:
+            if other.answer is not None:
+                continue
             if isinstance(slot.answer, Failed):
                 other.answer = Failed(slot.answer.error, other.request)
             else:
@@ -165,22 +175,30 @@ class Teacher:
         with self._changed:
             again, run.again = run.again, []
         self._look_up(again)
-        while run.to_send and run.spent is None:
-            batch = [Ask(slot.request, len(slot.known), slot) for slot in islice(run.to_send, CHUNK)]
+        while run.spent is None:
+            with self._changed:
+                run.to_send = deque(slot for slot in run.to_send if self._leads(slot))
+                batch = [Ask(slot.request, len(slot.known), slot) for slot in islice(run.to_send, CHUNK)]
+                for ask in batch:
+                    ask.slot.sent = True
+            if not batch:
+                break
+            granted: list[Use] = []
             try:
                 granted, wait = self.ledger.reserve(batch)
             except FactoryError as error:
                 run.spent = error
-                break
-            self._start()
             with self._changed:
                 for ask, held in zip(batch, granted, strict=False):
                     ask.slot.held = held
                     run.to_send.popleft()
                     run.in_flight += 1
+                for ask in batch[len(granted) :]:
+                    ask.slot.sent = False
+            self._start()
             self._asks.put(batch[: len(granted)])
             if len(granted) < len(batch):
-                return wait
+                return wait if run.spent is None else 0.0
         return 0.0
 
     def _wait(self, run: Run, taken: int, given: int) -> None:
@@ -260,8 +278,9 @@ class Teacher:
         """The asker has ended. What was sent is still answered and kept; what was not is no longer wanted."""
         with self._changed:
             for slot in run.to_send:
-                for other in self._asked.pop(slot.key, [slot])[1:]:
-                    if other.run is not run:  # the next in line asks for it
+                if self._leads(slot):  # the next in line asks for it
+                    others = [other for other in self._asked.pop(slot.key) if other.run is not run]
+                    for other in others:
                         other.run.again.append(other)
             run.to_send.clear()
             self._changed.notify_all()

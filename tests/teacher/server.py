@@ -101,10 +101,12 @@ class Server:
     """Runs in a thread of its own while its block lasts. `script` may be changed at any time.
 
     `calls` are the requests that came, `answered` counts the (prompt, seed) of every sample that went out whole.
+    With `hold` nothing is answered before so many requests are there.
     """
 
-    def __init__(self, script: Script | None = None) -> None:
-        self.script = script
+    def __init__(self, script: Script | None = None, hold: int = 0) -> None:
+        self.script, self.hold = script, hold
+        self.held: list[tuple[Connection, dict[str, Any], Reply]] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.heads: list[bytes] = []
         self.answered: Counter[tuple[str, int | None]] = Counter()
@@ -156,7 +158,11 @@ class Server:
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         if not reply.hang:
-            self.loop.call_later(reply.delay, self.send, connection, body, reply)
+            self.held.append((connection, body, reply))
+        if self.most_busy >= self.hold:
+            for one in self.held:
+                self.loop.call_later(one[2].delay, self.send, *one)
+            self.held.clear()
 
     def send(self, connection: Connection, body: dict[str, Any], reply: Reply) -> None:
         self.busy -= 1

@@ -95,6 +95,7 @@ MISHAPS = {
     "empty": Reply(body={"choices": []}),
     "null": Reply(body={"choices": [{"message": None}]}),
     "error": Reply(body={"error": {"message": "upstream"}}),
+    "abort": Reply(body={"choices": [{"text": "half an ans", "finish_reason": "abort"}]}),
     "list": Reply(body=b"[]"),
     "hangs": Reply(hang=True),
 }
