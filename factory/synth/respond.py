@@ -23,7 +23,7 @@ from factory.teacher.budget import Budget
 from factory.teacher.engine import Engine
 from factory.teacher.prompts import Prompt
 from factory.teacher.request import Failed, Message, Request, Response, Sampling
-from factory.teacher.teacher import Teacher
+from factory.teacher.teacher import WINDOW, Teacher
 
 REQUEST = "respond.request"
 """The column that carries what a row asks, as JSON, from `prepare` to the call."""
@@ -192,7 +192,8 @@ class Respond(Regroup):
         cache = self.cache or os.environ.get("FACTORY_CACHE") or files.join(context.root, ".answers")
         if not files.is_local(cache):
             raise FactoryError(f"{cache}: answers are kept on a disk of this machine: name a folder in FACTORY_CACHE")
-        self.__dict__["_teacher"] = Teacher(self._engine(), cache=cache, budget=self._budget())
+        window = max(WINDOW, 2 * self.in_flight + 1024)
+        self.__dict__["_teacher"] = Teacher(self._engine(), cache=cache, budget=self._budget(), window=window)
 
     def close(self) -> None:
         if (teacher := self.__dict__.pop("_teacher", None)) is not None:

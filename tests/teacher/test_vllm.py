@@ -61,7 +61,7 @@ def check(found: list[Response | Failed], checkpoint: Path) -> None:
             assert [value for _, value in ours.top] == pytest.approx([value for _, value in reference.top], abs=0.15)
     assert isinstance(eight, Response) and len({choice.text for choice in eight.choices}) == 8
     assert all(choice.finish_reason in ("stop", "length") for choice in eight.choices)
-    assert all(0 < choice.tokens <= 12 for choice in eight.choices)
+    assert 8 <= sum(choice.tokens for choice in eight.choices) <= 8 * 12  # a server tells the sum
     assert isinstance(stopped, Response)
     ends = [choice for choice in stopped.choices if choice.tokens < 100]
     assert ends and all("e" not in choice.text and choice.finish_reason == "stop" for choice in ends)
@@ -184,7 +184,7 @@ def test_killed_in_the_middle_it_loses_nothing(server: VLLMServer, tmp_path: Pat
             respond(tmp_path, "rough", proxy.url, patience=1.0)
         gone.join()
         first = sum(proxy.answered.values())
-        assert ROWS // 4 <= first < ROWS
+        assert ROWS // 4 <= first < ROWS, "the kill came too late to be of use"
 
         server.start()
         server.wait()

@@ -23,6 +23,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 from tests.conftest import REPOSITORY
 
 STARTS_IN = 600.0
+JSON = {"Content-Type": "application/json"}
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -132,17 +133,13 @@ class Counting:
         body = await request.read()
         url = f"http://127.0.0.1:{self.server.port}{request.path}"
         try:
-            async with self.session.request(request.method, url, data=body, headers=_json(request)) as got:
+            async with self.session.request(request.method, url, data=body, headers=JSON) as got:
                 raw, status = await got.read(), got.status
         except (ClientError, OSError):
             return web.Response(status=502)
         if body and status == 200:
             self.answered[json.dumps(json.loads(body), sort_keys=True).encode()] += 1
         return web.Response(body=raw, status=status, content_type="application/json")
-
-
-def _json(request: web.Request) -> dict[str, str]:
-    return {"Content-Type": "application/json"} if request.can_read_body else {}
 
 
 def run_there(script: str, *arguments: str) -> str:
