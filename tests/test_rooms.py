@@ -11,11 +11,18 @@ import pytest
 from tests.conftest import REPOSITORY
 
 ALLOWED = {
-    "factory.__main__": {"factory.engine", "factory.report"},
+    "factory.__main__": {"factory.engine", "factory.report", "factory.sandbox"},
     "factory.engine": {"factory.engine"},
     "factory.kernels": {"factory.kernels", "factory.engine"},
     "factory.corpus": {"factory.corpus", "factory.kernels", "factory.teacher", "factory.engine"},
     "factory.report": {"factory.report", "factory.engine"},
+    "factory.sandbox": {"factory.sandbox", "factory.engine.errors", "factory.engine.files"},
+    "factory.teacher": {"factory.teacher", "factory.engine"},
+    "factory.verify": {
+        *("factory.verify", "factory.sandbox", "factory.teacher", "factory.kernels"),
+        *("factory.engine.errors", "factory.engine.files"),
+    },
+    "factory.synth": {"factory.synth", "factory.teacher", "factory.verify", "factory.sandbox", "factory.engine"},
     "model": {"model", "factory.engine"},
 }
 
@@ -51,13 +58,13 @@ def test_rooms_import_only_what_they_may(path):
 
 def operators() -> list[Path]:
     """The modules of steps: not the parts that a package of them shares."""
-    return sorted((REPOSITORY / "factory" / "corpus").glob("*.py"))
+    return sorted(p for room in ("corpus", "synth") for p in (REPOSITORY / "factory" / room).glob("*.py"))
 
 
-@pytest.mark.parametrize("path", operators(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", operators(), ids=lambda p: f"{p.parent.name}.{p.stem}")
 def test_steps_never_import_each_other(path):
     for name in imports(path):
-        if name.startswith("factory.corpus."):
+        if name.startswith(f"factory.{path.parent.name}."):
             assert name.split(".")[2] == path.stem, f"{path.stem} imports {name}"
 
 

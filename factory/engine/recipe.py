@@ -287,5 +287,5 @@ def configure(cls: type[T], options: Mapping[str, Any], where: str) -> T:
         raise FactoryError(f"{where}: needs the option {missing[0]!r}")
     try:
         return cls(**values)
-    except ValueError as error:
+    except (ValueError, FactoryError) as error:
         raise FactoryError(f"{where}: {error}") from error

@@ -121,11 +121,15 @@ class Ledger:
                 pace.take(use)
                 granted.append(use)
             pace.save()
-            self._add(db, sum_of(granted), 1)
+            _add(db, "in_flight", "worker", self.worker, sum_of(granted))
+            over = ""
             if not granted and not wait:
                 self._bury(db)
+                spent = self._spent(db)
                 if not self._held(db).requests:
-                    raise FactoryError(self._told(self._spent(db), expected(asks[0], spent)))
+                    over = self.exceeded(spent.plus(expected(asks[0], spent)))
+        if over:
+            raise FactoryError(self._told(over, spent))
         return granted, max(wait, POLL)
 
     def exceeded(self, use: Use) -> str:
@@ -136,13 +140,9 @@ class Ledger:
                 return name
         return "money" if self.budget.money is not None and self.budget.cost(use) > self.budget.money else ""
 
-    def _told(self, spent: Use, next_one: Use) -> str:
-        limit = self.exceeded(spent.plus(next_one))
-        money = (
-            f", {self.budget.cost(spent):.2f} of money"
-            if self.budget.prompt_price + self.budget.completion_price
-            else ""
-        )
+    def _told(self, limit: str, spent: Use) -> str:
+        priced = self.budget.prompt_price + self.budget.completion_price > 0
+        money = f", {self.budget.cost(spent):,.2f} of money" if priced else ""
         return (
             f"the budget {self.budget.name!r} is spent: {limit} = {getattr(self.budget, limit):,} allows no further "
             f"request after {spent.requests:,} with {spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} "
@@ -151,26 +151,19 @@ class Ledger:
 
     def settle(self, db: sqlite3.Connection, taken: Use, held: Use) -> None:
         """Requests ended: `taken` is what they took, `held` what `reserve` said that they would."""
-        assign = ", ".join(f"{name} = {name} + ?" for name in Use._fields)
-        db.execute(f"UPDATE spent SET {assign} WHERE name = ?", (*taken, self.budget.name))
+        _add(db, "spent", "name", self.budget.name, taken)
         if self.limited:
-            self._add(db, held, -1)
-
-    def _add(self, db: sqlite3.Connection, use: Use, sign: int) -> None:
-        assign = ", ".join(f"{name} = {name} + ?" for name in Use._fields)
-        db.execute(f"UPDATE in_flight SET {assign} WHERE worker = ?", (*(sign * x for x in use), self.worker))
+            _add(db, "in_flight", "worker", self.worker, Use(*(-x for x in held)))
 
     def _held(self, db: sqlite3.Connection) -> Use:
         columns = ", ".join(f"coalesce(sum({name}), 0)" for name in Use._fields)
         return Use(*db.execute(f"SELECT {columns} FROM in_flight WHERE name = ?", (self.budget.name,)).fetchone())
 
-    def _bury(self, db: sqlite3.Connection, *workers: str) -> None:
-        """Count what was in flight at killed workers (or at these) as spent: the server may have done it."""
-        rows = db.execute(f"SELECT worker, name, {COLUMNS} FROM in_flight").fetchall()
-        for worker, name, *use in rows:
-            if worker in workers or (worker != self.worker and not workers and self._dead(worker)):
-                assign = ", ".join(f"{column} = {column} + ?" for column in Use._fields)
-                db.execute(f"UPDATE spent SET {assign} WHERE name = ?", (*use, name))
+    def _bury(self, db: sqlite3.Connection, mine: bool = False) -> None:
+        """Count what was in flight at killed workers (or mine) as spent: the server may have done it."""
+        for worker, name, *use in db.execute(f"SELECT worker, name, {COLUMNS} FROM in_flight").fetchall():
+            if mine if worker == self.worker else self._dead(worker):
+                _add(db, "spent", "name", name, Use(*use))
                 db.execute("DELETE FROM in_flight WHERE worker = ?", (worker,))
 
     def _dead(self, worker: str) -> bool:
@@ -186,11 +179,16 @@ class Ledger:
 
     def close(self) -> None:
         with self.cache.writing() as db:
-            self._bury(db, self.worker)
+            self._bury(db, mine=True)
         if self._alive is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(self._alive.name)
             self._alive.close()
+
+
+def _add(db: sqlite3.Connection, table: str, column: str, name: str, use: Use) -> None:
+    assign = ", ".join(f"{field} = {field} + ?" for field in Use._fields)
+    db.execute(f"UPDATE {table} SET {assign} WHERE {column} = ?", (*use, name))
 
 
 def sum_of(uses: Sequence[Use]) -> Use:

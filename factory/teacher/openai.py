@@ -251,7 +251,7 @@ class OpenAI:
                 self._watch(server, str(why))
             # Full jitter (Brooker 2015), so that those which failed together do not come back together.
             pause = random.random() * (1.0 if why.away else min(SLOWEST, 0.5 * 2.0**failed))
-            await asyncio.sleep(why.after + pause)
+            await asyncio.sleep(min(why.after, self.patience) + pause)
 
     async def _try(self, server: Server, path: str, body: bytes) -> Response:
         import aiohttp

@@ -33,6 +33,10 @@ class Sampling:
     json_schema: str = ""
     """The answer is JSON that keeps to this schema (JSON text)."""
 
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.max_tokens < 1:
+            raise ValueError(f"n = {self.n}, max_tokens = {self.max_tokens}: both are 1 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:

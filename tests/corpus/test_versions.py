@@ -1,5 +1,5 @@
-"""A step whose output changed has a new version: identities are made of versions, so without one a dataset would be
-called the same and be another.
+"""A step of the corpus whose output changed has a new version: identities are made of versions, so without
+one a dataset would be called the same and be another.
 
 `python -m tests.corpus.test_versions` writes golden.json anew: bump the `version` of each step that it names.
 """
@@ -89,9 +89,8 @@ def digest(name: str, options: dict[str, str]) -> str:
     return found.hexdigest()
 
 
-APART = {"datatrove.Block", "respond.Respond"}
-"""What they make is another library's doing, or a model's."""
-NAMES = sorted(n for n, s in all_steps().items() if not issubclass(s, Source) and n not in APART)
+CORPUS = {name: step for name, step in all_steps().items() if step.__module__.startswith("factory.corpus.")}
+NAMES = sorted(n for n, s in CORPUS.items() if not issubclass(s, Source) and n != "datatrove.Block")
 
 
 def outputs(folder: Path) -> dict[str, dict[str, object]]:
@@ -100,9 +99,9 @@ def outputs(folder: Path) -> dict[str, dict[str, object]]:
     for name in NAMES:
         options = {"tokenizer": str(folder)} if name == "tokens.Pack" else {}
         output = digest(name, options)
-        if "words" in {field.name for field in dataclasses.fields(all_steps()[name])}:
+        if "words" in {field.name for field in dataclasses.fields(CORPUS[name])}:
             output += digest(name, {**options, "words": "spacy"})
-        found[name] = {"version": all_steps()[name].version, "output": output}
+        found[name] = {"version": CORPUS[name].version, "output": output}
     made = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     found["tokens.Train"]["output"] = hashlib.sha256((str(found["tokens.Train"]["output"]) + made).encode()).hexdigest()
     return found

@@ -54,7 +54,7 @@ def asked(request: Request) -> tuple:
 
 
 @given(REQUEST, REQUEST, st.sampled_from(["m", "m@1"]), st.sampled_from(["m", "m@1"]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_requests_share_a_key_exactly_where_they_ask_the_same_of_the_same_model(one, other, model, another):
     same = asked(one) == asked(other) and model == another
     assert (key_of(model, one) == key_of(another, other)) == same
@@ -117,6 +117,16 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path):
         cache.put([(b"k", 0, [sample("a")])], fail)
     assert get(cache, b"k", 1) == []
     assert put(cache, b"k", 0, "b") == [["b"]]
+
+
+def test_a_full_disk_is_told_and_tears_nothing(tmp_path):
+    cache = Cache(str(tmp_path))
+    put(cache, b"k", 0, "a")
+    cache._db.execute("PRAGMA max_page_count = 12")
+    noise = "".join(map(chr, range(0x4E00, 0x9FFF)))
+    with pytest.raises(FactoryError, match="free some space"):
+        put(cache, b"l", 0, "b", noise, noise)
+    assert (get(cache, b"k", 1), get(cache, b"l", 3)) == (["a"], [])
 
 
 def test_a_copy_says_the_same(tmp_path):

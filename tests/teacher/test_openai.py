@@ -249,6 +249,19 @@ def test_a_server_that_ignores_n_is_asked_for_the_rest():
     assert [choice.text for choice in found.choices] == [text_of("x", seed) for seed in range(10, 15)]
 
 
+def test_a_proxy_of_the_environment_is_used(monkeypatch):
+    with Server() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with Teacher(OpenAI("m", "http://model.invalid/v1"), cache=None) as teacher:
+            (found,) = teacher.ask([Request(prompt="x")])
+        with Server() as direct:
+            ask(direct, Request(prompt="x"))
+            assert len(direct.calls) == 1
+    assert isinstance(found, Response)
+    assert [path for path, _ in proxy.calls] == ["http://model.invalid/v1/completions"]
+
+
 def test_no_more_are_in_flight_than_allowed():
     with Server(lambda path, body: Reply(delay=0.05)) as server:
         ask(server, *[Request(prompt=str(number)) for number in range(40)], in_flight=8)

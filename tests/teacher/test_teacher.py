@@ -362,3 +362,5 @@ def test_a_request_is_one_of_two():
     for wrong in ({}, {"prompt": "a", "messages": (Message("user", "b"),)}):
         with pytest.raises(ValueError, match="either"):
             Request(**wrong)
+    with pytest.raises(ValueError, match="1 or more"):
+        Sampling(n=0)

@@ -1,0 +1,104 @@
+"""Verify: what a verifier says of each response, and the rows that did not pass dropped with its reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from factory.engine.errors import FactoryError
+from factory.engine.recipe import parse_as
+from factory.engine.shard import with_column
+from factory.engine.step import Context, Map, Mapped, Memo, reasons
+from factory.verify.verifier import Verifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Map):
+    """Judge each response by a verifier, a plain function of `factory.verify` or of your own.
+
+    What the function takes besides the response comes from the columns of the same names. A row whose response does not
+    pass is dropped; one that cannot be judged, as with an answer that makes no sense, goes to failed/.
+    """
+
+    check: str
+    """The function: `mathematics:correct`, `instructions:follows`, or `mypkg.mod:mine`."""
+    response: str = "response"
+    """The column that is judged."""
+    columns: tuple[str, ...] = ()
+    """`parameter=column`, where they differ in name: `["answer=gold"]`."""
+    values: tuple[str, ...] = ()
+    """`parameter=value`, the same for every row: `["minimum=20"]`."""
+    keep: Literal["passed", "all"] = "passed"
+    """`all` drops nothing: wrong responses stay, with their verdicts."""
+    name: str = "verdict"
+    """Begins the names of the columns added: `verdict` (it passed), `verdict_score`, `verdict_reason`."""
+
+    rows_a_call = 64
+
+    def __post_init__(self) -> None:
+        self._verifier.needs  # noqa: B018 - a mistake shows before any work
+
+    @cached_property
+    def _verifier(self) -> Verifier:
+        columns = dict(_pair(text, "columns") for text in self.columns)
+        written = Verifier(self.check, columns, dict(_pair(text, "values") for text in self.values))
+        values = {}
+        for name, value in written.values.items():
+            default = written.default(name)
+            values[name] = _literal(value) if default is None else parse_as(value, default, f"values: {name}")
+        return Verifier(self.check, columns, values)
+
+    def needs(self) -> tuple[str, ...]:
+        return (self.response, *self._verifier.needs.values())
+
+    def adds(self) -> dict[str, pa.DataType]:
+        return {self.name: pa.bool_(), f"{self.name}_score": pa.float32(), f"{self.name}_reason": pa.large_string()}
+
+    def libraries(self) -> tuple[str, ...]:
+        return self._verifier.libraries
+
+    def files(self) -> tuple[str, ...]:
+        return self._verifier.files
+
+    def open(self, context: Context) -> None:
+        self._verifier.open()
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> Mapped:
+        alive = np.flatnonzero(memo.alive)
+        rows = pa.array(alive)
+        responses = batch.column(self.response).take(rows).to_pylist()
+        given = {name: batch.column(name).take(rows).to_pylist() for name in set(self._verifier.needs.values())}
+        passed: list[bool | None] = [None] * batch.num_rows
+        scores: list[float | None] = [None] * batch.num_rows
+        why: list[str | None] = [None] * batch.num_rows
+        errors: list[str | None] = [None] * batch.num_rows
+        for row, check in zip(alive.tolist(), self._verifier(responses, given), strict=True):
+            if isinstance(check, FactoryError):
+                errors[row] = str(check)
+            else:
+                passed[row], scores[row], why[row] = check.passed, check.score, check.reason
+        for (name, type_), column in zip(self.adds().items(), (passed, scores, why), strict=True):
+            batch = with_column(batch, name, pa.array(column, type_))
+        wrong = np.array([self.keep == "passed" and one is False for one in passed], np.bool_)
+        said = reasons(np.where(wrong, 0, -1), [f"not_{self.check.rpartition(':')[2]}"])
+        return Mapped(batch, said, pa.array(errors, pa.string()))
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise FactoryError(f"option {option}: {text!r}: write parameter=…")
+    return name.strip(), value.strip()
+
+
+def _literal(text: str) -> Any:
+    """A value for a parameter without a default to tell its type: JSON where it is that, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

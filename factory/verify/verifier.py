@@ -1,0 +1,131 @@
+"""A verifier by its name, called on many responses: what steps and rewards are made of.
+
+A verifier is a plain function of a response and of what it is checked against. Its name is
+`factory.verify.mathematics:correct`, or `mathematics:correct` for one of this room, or `mypkg.mod:mine` for any other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from factory.engine.errors import FactoryError, nearest
+from factory.verify.check import Check
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """`columns` names the column that a parameter is taken from, where it is not the parameter's own name; `values`
+    are the same for every response.
+
+    Raises `FactoryError` where there is no such function, or it has no such parameter.
+    """
+
+    name: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = list(inspect.signature(self.function).parameters)[1:]
+        for given in (*self.columns, *self.values):
+            if given not in known:
+                raise FactoryError(f"{self.name}: no parameter {given!r}{nearest(given, known)}; it has {known}")
+
+    @cached_property
+    def module(self) -> str:
+        module = self.name.partition(":")[0]
+        ours = f"factory.verify.{module}"
+        return ours if module.isidentifier() and importlib.util.find_spec(ours) else module
+
+    @cached_property
+    def function(self) -> Callable[..., Check]:
+        _, _, attribute = self.name.partition(":")
+        try:
+            found = getattr(importlib.import_module(self.module), attribute, None)
+        except ModuleNotFoundError as error:
+            if error.name and not self.module.startswith(error.name):
+                raise FactoryError(f"{self.name}: needs the package {error.name}: pip install it") from error
+            raise FactoryError(f"{self.name}: no module {self.module}; write `module:function`") from error
+        except ValueError as error:  # an empty module
+            raise FactoryError(f"{self.name!r}: write `module:function`") from error
+        if not callable(found):
+            raise FactoryError(f"{self.name}: {self.module} has no function {attribute!r}")
+        return found
+
+    @cached_property
+    def libraries(self) -> tuple[str, ...]:
+        """Packages that its module names in `LIBRARIES`, because their versions may change a verdict."""
+        return tuple(getattr(importlib.import_module(self.module), "LIBRARIES", ()))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The file of a function of your own: an edit of it makes other verdicts. Those of this room have versions."""
+        source = inspect.getsourcefile(self.function)
+        return (source,) if source and not self.module.startswith("factory.") else ()
+
+    def open(self) -> None:
+        """Does what its module's `ready` does: raises `FactoryError` where nothing could be verified at all."""
+        ready = getattr(importlib.import_module(self.module), "ready", None)
+        if ready:
+            ready()
+
+    def default(self, parameter: str) -> Any:
+        """The default of a parameter, None where it has none."""
+        default = inspect.signature(self.function).parameters[parameter].default
+        return None if default is inspect.Parameter.empty else default
+
+    @cached_property
+    def needs(self) -> dict[str, str]:
+        """Parameters that have no default and no value here, with the columns that they are taken from."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        return {
+            p.name: self.columns.get(p.name, p.name)
+            for p in parameters
+            if p.name not in self.values and (p.default is p.empty or p.name in self.columns)
+        }
+
+    def __call__(self, responses: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Check | FactoryError]:
+        """A check a response; the error where what it should be checked against makes no sense.
+
+        `columns` has a value a response for each column in `needs`.
+        """
+        checks: list[Check | FactoryError] = []
+        for row, response in enumerate(responses):
+            arguments = {name: columns[column][row] for name, column in self.needs.items()}
+            try:
+                checks.append(self.function(response, **arguments, **self.values))
+            except FactoryError as error:
+                checks.append(error)
+        return checks
+
+
+def reward(
+    name: str, columns: Mapping[str, str] | None = None, values: Mapping[str, Any] | None = None
+) -> Callable[..., list[float | None]]:
+    """A verifier as a reward function of TRL: scores from 0 to 1, a completion each.
+
+    TRL calls it with `completions`, as texts or as lists of messages of which the last is judged, and with the other
+    columns of the dataset. Raises `FactoryError` where a column is missing, or a row's makes no sense.
+    """
+    verifier = Verifier(name, columns or {}, values or {})
+    verifier.open()
+
+    def score(completions: Sequence[Any], **given: Sequence[Any]) -> list[float | None]:
+        for column in verifier.needs.values():
+            if column not in given:
+                raise FactoryError(f"reward {name}: needs the column {column!r}{nearest(column, given)}")
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        scores: list[float | None] = []
+        for check in verifier(texts, given):
+            if isinstance(check, FactoryError):
+                raise check
+            scores.append(check.score)
+        return scores
+
+    score.__name__ = name.rpartition(":")[2]  # TRL logs it by this name
+    return score

@@ -1,0 +1,54 @@
+"""Verifiers by name, and as rewards."""
+
+from __future__ import annotations
+
+import pytest
+
+from factory.engine.errors import FactoryError
+from factory.verify.check import Check
+from factory.verify.verifier import Verifier, reward
+
+ENDS = "tests.verify.verifiers:ends_with"
+
+
+def test_a_score_is_that_of_passing_where_there_is_none_finer():
+    assert (Check(True).score, Check(False).score, Check(False, "", 0.0).score, Check(True, "", 0.5).score) == (
+        1.0,
+        0.0,
+        0.0,
+        0.5,
+    )
+
+
+def test_a_verifier_takes_columns_and_values():
+    verifier = Verifier(ENDS, {"ending": "gold"}, {"minimum": 3})
+    assert verifier.needs == {"ending": "gold"}
+    checks = verifier(["one", "no", "two", "x"], {"gold": ["e", "o", "x", ""]})
+    assert [c.score for c in checks if isinstance(c, Check)] == [1.0, 0.25, 0.0]
+    assert isinstance(checks[3], FactoryError)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "told"),
+    [
+        ("tests.verify.nothing:at_all", {}, "no module tests.verify.nothing"),
+        ("tests.verify.verifiers:begins", {}, "no function 'begins'"),
+        ("tests.verify.verifiers", {}, "no function ''"),
+        (ENDS, {"endin": "x"}, "did you mean 'ending'"),
+    ],
+)
+def test_mistakes_are_named(name, columns, told):
+    with pytest.raises(FactoryError, match=told):
+        Verifier(name, columns)
+
+
+def test_a_reward_scores_texts_and_conversations():
+    score = reward(ENDS, {"ending": "gold"})
+    assert score.__name__ == "ends_with"
+    said = [[{"role": "assistant", "content": "one"}], [{"role": "assistant", "content": "two"}]]
+    for completions in (["one", "two"], said):
+        assert score(prompts=["?", "?"], completions=completions, gold=["e", "e"]) == [1.0, 0.0]
+    with pytest.raises(FactoryError, match="needs the column 'gold'"):
+        score(completions=["one"], golden=["e"])
+    with pytest.raises(FactoryError, match="empty"):
+        score(completions=["one"], gold=[""])

@@ -1,0 +1,19 @@
+"""Verifiers of the tests' own."""
+
+from __future__ import annotations
+
+from factory.engine.errors import FactoryError
+from factory.verify.check import Check
+
+LIBRARIES = ("numpy",)
+
+
+def ends_with(response: str, ending: str, *, minimum: int = 0, exact: bool = True) -> Check:
+    """The response has an ending, in its own case or any, and a length."""
+    if not ending:
+        raise FactoryError("the ending is empty")
+    if not exact:
+        response, ending = response.lower(), ending.lower()
+    if len(response) < minimum:
+        return Check(False, "short", 0.25)
+    return Check(response.endswith(ending), "" if response.endswith(ending) else f"not {ending}")
