@@ -1,11 +1,11 @@
 """Tokens a second through the step Respond, beside the same requests sent straight to the same vLLM server.
 
     make vllm
-    python benchmarks/respond.py [--rows 256] [--in-flight 32] [--rounds 5] [--url URL --model NAME]
+    python benchmarks/respond.py [--rows 64] [--in-flight 16] [--rounds 11] [--url URL --model NAME]
 
 Without --url a server is started in the environment that `make vllm` makes (FACTORY_VLLM, else .vllm), with a model of
 random weights. The plain client is aiohttp with as many requests in flight and nothing around it. The two take turns;
-each time the prompts are new, and the step's cache is empty. The medians of the rounds, and the ratio of each round.
+each time the prompts are new, and the step's cache is empty. Medians of the rounds and of their ratios.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def server(url: str, model: str, folder: str) -> Iterator[tuple[str, str]]:
     if url:
         yield url, model
         return
-    shape = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
     checkpoint = make_checkpoint(Path(folder) / "model", positions=2048, **shape)
     with serving(checkpoint, Path(folder) / "log") as own:
         yield own.url, "small"
@@ -95,9 +95,9 @@ def server(url: str, model: str, folder: str) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--in-flight", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--in-flight", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--url", default="", help="of a server that runs already, ending in /v1")
     parser.add_argument("--model", default="", help="its model's name")
     options = parser.parse_args()
@@ -118,8 +118,9 @@ def main() -> None:
                     found[which].append(through_the_step(url, model, batch, options.in_flight, folder))
             a, b = found["straight"][-1], found["through the step"][-1]
             print(f"{turn:5}{a:12,.1f}{b:12,.1f}{b / a:8.3f}", flush=True)
-    plain, step = (statistics.median(found[name]) for name in ("straight", "through the step"))
-    print(f"{'all':>5}{plain:12,.1f}{step:12,.1f}{step / plain:8.3f}   medians")
+    plain, step = found["straight"], found["through the step"]
+    ratio = statistics.median(b / a for a, b in zip(plain, step, strict=True))
+    print(f"{'all':>5}{statistics.median(plain):12,.1f}{statistics.median(step):12,.1f}{ratio:8.3f}   medians")
 
 
 if __name__ == "__main__":
