@@ -17,16 +17,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 from factory.engine.errors import FactoryError
 from factory.sandbox.box import Box
-from factory.sandbox.inside.literals import Broken, Refused, literal, parse
+from factory.sandbox.court import Court, verdict
+from factory.sandbox.inside.literals import MESSAGE, Broken, Refused, literal, parse
 from factory.sandbox.languages import agrees, language, run_program
 from factory.sandbox.limits import Limits
 from factory.sandbox.process import Execution
 from factory.sandbox.selftest import require_isolation
-from factory.sandbox.verdict import Status, Task, Verdict
+from factory.sandbox.verdict import Status, Task, Tier, Verdict
 from factory.sandbox.wrong import mutants, wrong_programs
 from factory.sandbox.zygote import PythonZygote
 
@@ -39,8 +40,8 @@ GRACE = 2.0
 TOLD = 4000
 """Characters of a program's output that a verdict carries."""
 _NONCE = 16
-_PROGRAM, _TESTS = ("candidate", "driver")
-_MAIN = "from factory.sandbox.inside.{} import main\nmain()\n"
+_PROGRAM, _TESTS = "candidate", "driver"
+_COMMANDS = {name: ["-c", f"from factory.sandbox.inside.{name} import main\nmain()\n"] for name in (_PROGRAM, _TESTS)}
 _LIMITS = Limits()
 
 
@@ -65,7 +66,7 @@ class Sandbox:
         self._open_box = functools.partial(Box, isolation=isolation)
         self._open_zygote = functools.partial(PythonZygote, limits=limits, isolation=isolation, sources=_sources())
         self._zygotes: dict[str, PythonZygote] = {}
-        self._ended: list[PythonZygote] = []
+        self._courts: list[Court] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -79,20 +80,22 @@ class Sandbox:
     def close(self) -> None:
         """End its boxes."""
         with self._lock:
-            for zygote in (*self._zygotes.values(), *self._ended):
-                zygote.close()
-            self._zygotes.clear()
-            self._ended.clear()
+            while self._courts:
+                court = self._courts.pop()
+                court.close()
+                court.wait()
+            while self._zygotes:
+                self._zygotes.popitem()[1].close()
 
     def judge(self, task: Task) -> Verdict:
         """The verdict on one task. `sandbox_error` where its boxes failed three times: nothing is known of the program.
         FactoryError where the task has nothing to judge by, or its language is unknown."""
-        verdict = Verdict("sandbox_error")
+        found = Verdict("sandbox_error")
         for _ in range(ATTEMPTS):
-            verdict = self._judge(task)
-            if verdict.status != "sandbox_error":
+            found = self._judge(task)
+            if found.status != "sandbox_error":
                 break
-        return verdict
+        return found
 
     def judge_all(self, tasks: Iterable[Task]) -> Iterator[Verdict]:
         """The verdicts in the order of the tasks, which are taken as they are needed."""
@@ -123,10 +126,10 @@ class Sandbox:
 
     def _pass(self, programs: Iterable[str], task: Task) -> list[bool]:
         found = []
-        for verdict in self.judge_all(replace(task, program=program) for program in programs):
-            if verdict.status in ("sandbox_error", "toolchain_missing"):
-                raise FactoryError(f"{task.id or 'task'}: cannot be judged: {verdict.status}: {verdict.detail}")
-            found.append(verdict.passed)
+        for judged in self.judge_all(replace(task, program=program) for program in programs):
+            if judged.status in ("sandbox_error", "toolchain_missing"):
+                raise FactoryError(f"{task.id or 'task'}: cannot be judged: {judged.status}: {judged.detail}")
+            found.append(judged.passed)
         return found
 
     def _judge(self, task: Task) -> Verdict:
@@ -134,18 +137,18 @@ class Sandbox:
             return run_program(self._open_box, replace(task, limits=task.limits or self.limits))
         if not task.cases and not task.calls and not task.tests.strip():
             raise FactoryError(f"{task.id or 'python'}: nothing to judge the program by: give cases, calls or tests")
-        verdict = Verdict("passed")
+        found = Verdict("passed")
         if task.cases:
-            verdict = self._cases(task)
-        if verdict.passed and (task.calls or task.tests.strip()):
+            found = self._cases(task)
+        if found.passed and (task.calls or task.tests.strip()):
             called = self._functions(task)
-            verdict = replace(called, cases=verdict.cases + called.cases, seconds=verdict.seconds + called.seconds)
-        return verdict
+            found = replace(called, cases=found.cases + called.cases, seconds=found.seconds + called.seconds)
+        return found
 
     def _cases(self, task: Task) -> Verdict:
         """What the program prints, compared out here."""
         limits = task.limits or self.limits
-        verdict = Verdict("passed")
+        found = Verdict("passed")
         passed: list[bool] = []
         for number, case in enumerate(task.cases, 1):
             zygote = self._zygote(_PROGRAM)
@@ -156,65 +159,73 @@ class Sandbox:
                 if not agrees(case.stdout, printed, task.tolerance):
                     status, detail = "failed", f"printed {_short(printed)} where {_short(case.stdout)} is expected"
             passed.append(status == "passed")
-            verdict = self._verdict(status, ended, f"case {number}: {detail}" if detail else "")
-            verdict = replace(verdict, seconds=verdict.seconds + ended.seconds, cases=tuple(passed))
+            judged = self._verdict(status, ended, f"case {number}: {detail}" if detail else "")
+            found = replace(judged, seconds=found.seconds + ended.seconds, cases=tuple(passed))
             if status != "passed":
                 break
-        return verdict
+        return found
 
     def _functions(self, task: Task) -> Verdict:
         """Calls and tests, from another box."""
-        status, detail, cases, unfit, ended = self._converse(task, one_process=False)
-        if unfit and self.one_process and not task.calls:
-            status, detail, cases, _, ended = self._converse(task, one_process=True)
-            return replace(self._verdict(status, ended, detail), tier="B")
-        return replace(self._verdict(status, ended, detail), cases=cases)
+        found = self._in_court(task) or self._in_a_room(task, one_process=False)
+        tier: Tier = "A"
+        if found.unfit and self.one_process and not task.calls:
+            found, tier = self._in_a_room(task, one_process=True), "B"
+        return replace(self._verdict(found.status, found.ended, found.detail), cases=found.cases, tier=tier)
 
-    def _converse(self, task: Task, one_process: bool) -> tuple[Status, str, tuple[bool, ...], bool, Execution]:
-        """Status, detail, calls that passed, whether the tests do not fit into two boxes, and how the program ended."""
+    def _in_court(self, task: Task) -> _Found | None:
+        """By the process that hears the tests of all tasks; None where it ends without a verdict."""
         limits = task.limits or self.limits
         nonce = os.urandom(_NONCE)
-        body = self._body(task, nonce, one_process)
-        tests_limits = replace(limits, seconds=limits.seconds + GRACE)
+        body = _body(task, nonce, one_process=False)
+        for_program, for_tests = socket.socketpair()
+        with for_program, for_tests:
+            program = self._zygote(_PROGRAM).start({}, _COMMANDS[_PROGRAM], limits, for_program.fileno())
+            channel = self._current_court().hear(body, for_tests, limits.seconds + GRACE)
+        # The program ends when the tests do: with them goes its socket. Till then what it prints is read.
+        ended = program.wait()
+        message = verdict(channel) if channel else b""
+        return _said(message[_NONCE:], ended) if message[:_NONCE] == nonce else None
+
+    def _in_a_room(self, task: Task, one_process: bool) -> _Found:
+        """By a process in a room of its own; with `one_process` that is the program's too."""
+        limits = task.limits or self.limits
+        nonce = os.urandom(_NONCE)
+        command = [*_COMMANDS[_TESTS], _body(task, nonce, one_process).decode("latin-1")]
         for_program, for_tests = socket.socketpair()
         with for_program, for_tests:
             if one_process:
-                program, tests_box = None, self._zygote(_PROGRAM)
+                program = None
+                tests = self._zygote(_PROGRAM).start({}, command, limits, for_tests.fileno())
             else:
-                command = ["-c", _MAIN.format("candidate")]
-                program = self._zygote(_PROGRAM).start({}, command, limits, for_program.fileno())
-                tests_box = self._zygote(_TESTS)
-            command = ["-c", _MAIN.format("driver"), body.decode("latin-1")]
-            tests = tests_box.start({}, command, tests_limits, for_tests.fileno())
-        # The program ends when the tests do: with them goes its socket. Till then what it prints is read.
+                program = self._zygote(_PROGRAM).start({}, _COMMANDS[_PROGRAM], limits, for_program.fileno())
+                longer = replace(limits, seconds=limits.seconds + GRACE)
+                tests = self._zygote(_TESTS).start({}, command, longer, for_tests.fileno())
         ended = program.wait() if program else None
         judged = tests.wait()
         ended = ended or judged
-        if judged.stdout[:_NONCE] != nonce:
-            return *_unsaid(judged, ended), (), False, ended
-        status, detail, cases, unfit = _said(judged.stdout[_NONCE:])
-        if status == "failed" and ended.status != "exited":
-            status, detail = ended.status, ended.detail  # why it did not answer
-        return status, detail, cases, unfit, ended
+        if judged.stdout[:_NONCE] == nonce:
+            return _said(judged.stdout[_NONCE:], ended)
+        return _unsaid(judged, ended)
 
-    def _body(self, task: Task, nonce: bytes, one_process: bool) -> bytes:
-        calls = tuple((call.function, call.arguments, call.expected, call.tolerance) for call in task.calls)
-        fields = {"program": task.program, "tests": task.tests, "entry_point": task.entry_point, "calls": calls}
-        try:
-            return literal({"nonce": nonce, "one_process": one_process, **fields})
-        except Refused as error:
-            raise FactoryError(f"{task.id or 'python'}: calls are of literals: {error}") from error
+    def _current_court(self) -> Court:
+        """The court; a new one where it has heard enough."""
+        zygote = self._zygote(_TESTS)
+        with self._lock:
+            if not self._courts or not self._courts[-1].fit():
+                if len(self._courts) > 1:  # closed when its successor came, it has been through for long
+                    self._courts.pop(0).wait()
+                if self._courts:
+                    self._courts[-1].close()
+                self._courts.append(Court(zygote, self.limits, self.workers))
+            return self._courts[-1]
 
     def _zygote(self, what: str) -> PythonZygote:
-        """The box of programs, or of tests; a new one where it has ended."""
+        """The box of programs, or of tests, from its first use on."""
         with self._lock:
-            zygote = self._zygotes.get(what)
-            if zygote and not zygote.alive():
-                self._ended.append(zygote)  # other threads may still learn from it how it ended
-                zygote = None
-            if zygote is None:
-                zygote = self._zygotes[what] = self._open_zygote()
-            return zygote
+            if what not in self._zygotes:
+                self._zygotes[what] = self._open_zygote()
+            return self._zygotes[what]
 
     def _verdict(self, status: Status, ended: Execution, detail: str) -> Verdict:
         return Verdict(
@@ -233,7 +244,7 @@ class Sandbox:
 def _sources() -> dict[str, str]:
     """What runs in the boxes, in the order in which it is imported."""
     folder = Path(__file__).with_name("inside")
-    names = ("literals", "peer", "candidate", "driver")
+    names = ("literals", "peer", "candidate", "driver", "court")
     return {f"factory.sandbox.inside.{name}": (folder / f"{name}.py").read_text() for name in names}
 
 
@@ -249,24 +260,49 @@ def _ran(ended: Execution) -> tuple[Status, str]:
     return "failed", f"exit code {ended.code}: {last}"
 
 
-def _said(message: bytes) -> tuple[Status, str, tuple[bool, ...], bool]:
+def _body(task: Task, nonce: bytes, one_process: bool) -> bytes:
+    """What the tests' box is told of a task."""
+    calls = tuple((call.function, call.arguments, call.expected, call.tolerance) for call in task.calls)
+    fields = {"program": task.program, "tests": task.tests, "entry_point": task.entry_point, "calls": calls}
+    try:
+        body = literal({"nonce": nonce, "one_process": one_process, **fields})
+    except Refused as error:
+        raise FactoryError(f"{task.id or 'python'}: calls are of literals: {error}") from error
+    if len(body) > MESSAGE:
+        raise FactoryError(f"{task.id or 'python'}: program and tests of more than {MESSAGE:,} bytes")
+    return body
+
+
+class _Found(NamedTuple):
+    """What the tests' box found, and how the program ended."""
+
+    status: Status
+    detail: str
+    cases: tuple[bool, ...]
+    unfit: bool
+    """Whether the tests cannot be run from another box."""
+    ended: Execution
+
+
+def _said(message: bytes, ended: Execution) -> _Found:
     """What the tests' box says of the program."""
     try:
-        value: Any = parse(message)
-        status, detail, cases, unfit = value
+        status, detail, cases, unfit = parse(message)
     except (Broken, ValueError, TypeError) as error:
-        return "sandbox_error", f"no verdict of ours: {error}", (), False
-    return status, detail, cases, unfit
+        return _Found("failed", f"the tests wrote over their verdict: {error}", (), False, ended)
+    if status == "failed" and ended.status != "exited":
+        status, detail = ended.status, ended.detail or ended.status  # why it did not answer
+    return _Found(status, detail, cases, unfit, ended)
 
 
-def _unsaid(judged: Execution, ended: Execution) -> tuple[Status, str]:
-    """Status and detail where the tests' box ended without a verdict: never passed."""
-    for execution in (ended, judged):
-        if execution.status == "sandbox_error":
-            return "sandbox_error", execution.detail
+def _unsaid(judged: Execution, ended: Execution) -> _Found:
+    """Where the tests' box ended without a verdict: never passed."""
+    broken = next((one for one in (ended, judged) if one.status == "sandbox_error"), None)
+    if broken:
+        return _Found("sandbox_error", broken.detail, (), False, ended)
     if judged.status != "exited":
-        return judged.status, f"the tests: {judged.status}"
-    return "failed", f"the tests ended without a verdict, with code {judged.code}"
+        return _Found(judged.status, f"the tests: {judged.status}", (), False, ended)
+    return _Found("failed", f"the tests ended without a verdict, with code {judged.code}", (), False, ended)
 
 
 def _short(text: str) -> str:

@@ -196,11 +196,16 @@ def _refuse(value: object) -> bytes:
     raise Refused(f"an object of type {type(value).__name__}")
 
 
-def send(fd: int, message: bytes) -> None:
-    """One frame. OSError where the other side is gone."""
+def framed(message: bytes) -> bytes:
+    """A message as `receive` takes it. Refused where it is longer than allowed."""
     if len(message) > MESSAGE:
         raise Refused(f"a message of {len(message):,} bytes: at most {MESSAGE:,} pass")
-    data = memoryview(_length.pack(len(message)) + message)
+    return _length.pack(len(message)) + message
+
+
+def send(fd: int, message: bytes) -> None:
+    """One frame. OSError where the other side is gone."""
+    data = memoryview(framed(message))
     while data:
         data = data[os.write(fd, data) :]
 

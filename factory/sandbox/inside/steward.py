@@ -27,6 +27,7 @@ from factory.sandbox.inside.wire import BROKEN, EXITED, HEADER, MEMORY, PYTHON, 
 
 _LOOK = 0.02  # seconds between two looks at the memory of a job
 _NEVER = float("inf")
+_DESCRIPTORS = 1 << 20  # beyond the numbers that a process may come with, whatever its limit is now
 _WORK = "/work"
 _WRITABLE = [_WORK, "/tmp", "/dev/shm"]
 
@@ -227,14 +228,15 @@ class Steward:
         from factory.sandbox.inside import python
 
         _write(job.work, files)
-        os.environ.update(self.confined(job))
+        if self.scratch:
+            os.environ.update(self.confined(job))
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         os.setsid()
         confine.limit(job.seconds, job.memory, job.processes, job.files)
         confine.dumpable(True)
         if self.calls:
             self.calls.install()
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, _DESCRIPTORS)
         try:
             os._exit(python.run(command))
         finally:
@@ -327,7 +329,7 @@ def main(
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     os.set_inheritable(control, False)
     os.closerange(3, control)
-    os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(control + 1, _DESCRIPTORS)
     if scratch:
         confine.adopt()
     job_calls = None
