@@ -93,6 +93,8 @@ def test_a_command_finds_only_what_it_was_given(tmp_path):
         assert box.run(["id", "-u"]).stdout == b"1000\n"
         assert box.run(["cat", "/dev/stdin"], b"by its name").stdout == b"by its name"
         assert box.run(["sh", "-c", "ulimit -n"]).stdout == b"1024\n"
+        processors = len(os.sched_getaffinity(0))
+        assert int(box.run(["sh", "-c", "ulimit -t"], limits=Limits(seconds=5)).stdout) > 5 * processors
     assert (tmp_path / "given").read_text() == "given"
 
 

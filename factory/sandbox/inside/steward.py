@@ -110,6 +110,8 @@ class Steward:
                     job.look()
                 due = min(due, job.deadline, job.next_look)
             wait = None if due == _NEVER else max(0.0, due - time.monotonic()) * 1000 + 1
+            # In the order in which they were registered: what is accepted cannot get the number of what ends in the
+            # same round.
             for descriptor, _ in self.poll.poll(wait):
                 if descriptor == self.control.fileno():
                     if not self.accept():
@@ -142,10 +144,12 @@ class Steward:
             job.status = BROKEN
             job.report(0, 0, 0.0)
             return True
+        finally:
+            if job.pid or job.status == BROKEN:
+                for descriptor in standard:
+                    os.close(descriptor)
         if not job.pid:
             self.become(job, standard)
-        for descriptor in standard:
-            os.close(descriptor)
         job.pidfd = os.pidfd_open(job.pid)
         self.jobs[job.pidfd] = self.jobs[channel] = job
         self.poll.register(job.pidfd, select.POLLIN)
@@ -212,8 +216,10 @@ class Steward:
             if self.calls:
                 self.calls.install()
         except BaseException as error:
-            job.channel.sendall(f"{type(error).__name__}: {error}".encode())
-            os._exit(1)
+            try:
+                job.channel.sendall(f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(1)
         _execute(command, environment)
 
     def confined(self, job: Job) -> dict[str, str]:
