@@ -1,8 +1,8 @@
 """The sandbox: judges programs, many at once.
 
 A Python function is judged by two boxes. The program runs in the one; the tests, what they expect, and the verdict are
-in the other, whose process calls the program's functions over a socket and gets literals back (inside/driver.py). The
-verdict comes from the tests' box over a pipe that the program's box does not have.
+in the other, where a process calls the program's functions over a socket and gets literals back (inside/driver.py). The
+verdict comes from the tests' box on a channel that the program's box does not have.
 """
 
 from __future__ import annotations

@@ -55,14 +55,15 @@ class Job:
         began = time.monotonic()
         boxed = self.work == _WORK
         pids = memory.everyone() if boxed and self.kind != PYTHON else memory.below(self.pid)
+        held = memory.in_sockets(pids, boxed and self.kind != PYTHON)
         try:
-            held = 0
             if boxed:
-                held = memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
+                held += memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
         except OSError:  # its first thread has ended: then as much as there may be
-            held = self.files
-        held += memory.in_sockets(pids, boxed and self.kind != PYTHON)
-        now_used = held + memory.used(pids, self.memory - held)
+            held += self.files
+        if not (now_used := memory.used(pids, self.memory - held)):  # it has ended
+            return
+        now_used += held
         self.peak = max(self.peak, now_used)
         now = time.monotonic()
         self.next_look = now + max(_LOOK, 10 * (now - began))  # a look at much memory takes long
