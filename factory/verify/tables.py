@@ -29,8 +29,11 @@ def parse_csv(response: str, columns: Columns = (), rows: int | None = None, del
     """The rows of a CSV answer (RFC 4180), the header first; every row is as wide as the header.
 
     With `columns` the header has these names in this order, and each cell the type of its column (an empty cell has
-    any). With `rows` there are so many below the header. Raises `Malformed`.
+    any). With `rows` there are so many below the header. Raises `Malformed`, `FactoryError` where the delimiter is none
+    or a column has no known type.
     """
+    if len(delimiter) != 1 or delimiter in '\r\n"':
+        raise FactoryError(f"the delimiter {delimiter!r}: give one character, as , or ;")
     reader = rfc4180.reader(io.StringIO(content(response).strip("\r\n"), newline=""), delimiter=delimiter, strict=True)
     found: Rows = []
     try:
@@ -48,9 +51,9 @@ def csv(response: str, columns: Columns = (), rows: int | None = None, delimiter
     return judge(lambda: parse_csv(response, columns, rows, delimiter))
 
 
-_INTEGER = re.compile(r"[-+]?\d+")
+_INTEGER = re.compile(r"[-+]?[0-9]+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def _is_date(cell: str) -> bool:

@@ -79,6 +79,10 @@ class Verifier:
         default = inspect.signature(self.function).parameters[parameter].default
         return None if default is inspect.Parameter.empty else default
 
+    def takes_text(self, parameter: str) -> bool:
+        """Whether a parameter is annotated as text, and nothing else."""
+        return inspect.signature(self.function).parameters[parameter].annotation in (str, "str")
+
     @cached_property
     def needs(self) -> dict[str, str]:
         """Parameters that have no default and no value here, with the columns that they are taken from."""
@@ -98,7 +102,10 @@ class Verifier:
         for row, response in enumerate(responses):
             arguments = {name: columns[column][row] for name, column in self.needs.items()}
             try:
-                checks.append(self.function(response, **arguments, **self.values))
+                check = self.function(response, **arguments, **self.values)
+                if not isinstance(check, Check):
+                    raise FactoryError(f"{self.name}: gives a {type(check).__name__}; return a Check")
+                checks.append(check)
             except FactoryError as error:
                 checks.append(error)
         return checks

@@ -1,0 +1,149 @@
+r"""Responses made to be taken for right though they are not, and their like that are: `response ~ reference`."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from factory.engine.errors import FactoryError
+from factory.verify import tables
+from factory.verify.check import Check
+from factory.verify.code import extract
+from factory.verify.denotation import denotation
+from factory.verify.language import length, not_degenerate, not_mixed
+from factory.verify.mathematics import correct
+from factory.verify.verifier import Verifier
+from tests.verify.test_mathematics import pairs
+
+WRONG = r"""
+The answer is anything but 5. ~ 5
+The answer is never 5 ~ 5
+The answer is 5? ~ 5
+Is the answer 5? ~ 5
+Could the answer be 5? ~ 5
+What is 4 + 5? ~ 5
+It could be 5? ~ 5
+I doubt the answer is 5. ~ 5
+I don't think the answer is 5. ~ 5
+It is false that the answer is 5. ~ 5
+Suppose the answer is 5. ~ 5
+If the answer is 5, then ~ 5
+The wrong answer is 5. ~ 5
+The answer is unlikely to be 5. ~ 5
+The answer is under 5 ~ 5
+The answer is over 5 ~ 5
+The answer is up to 5 ~ 5
+The answer is half of 5 ~ 5
+The answer is twice 5 ~ 5
+The answer is double 5 ~ 5
+The answer is the square root of 5 ~ 5
+The answer is the negative of 5 ~ 5
+The answer is minus 5 ~ 5
+The answer is negative 5 ~ 5
+The answer is sqrt(5) ~ 5
+The answer is log 5 ~ 5
+The answer is sin 5 ~ 5
+The answer is 5 squared ~ 5
+The answer is 5th ~ 5
+The answer is 5 and a half ~ 5
+The result is 5 factorial ~ 5
+The result is 5 million ~ 5
+It is twice 5 ~ 5
+The result is minus 5 ~ 5
+maybe 5, maybe 6 ~ 6
+5 and 6 ~ 6
+It is 5 or it is 6 ~ 6
+Candidates: 4 5 6 ~ 6
+Options: 1 2 3 4 5 ~ 5
+All of 1, 2, 3, 4, 5 are possible answers. ~ 5
+\boxed{4 = 3} ~ 3
+\boxed{x = 4 = 3} ~ 3
+\boxed{4 \approx 3} ~ 4
+\boxed{4 \text{th}} ~ 4
+"""
+
+RIGHT = r"""
+The answer is negative 7. ~ -7
+The answer is minus 7 ~ -7
+The answer is 7 square feet ~ 7
+The result is half of 14, which is 7 ~ 7
+The cube root of 343 is 7 ~ 7
+Is it 5? No. It is 7. ~ 7
+I don't think the answer is 5.5. It is 7 ~ 7
+The wrong answer is 5. The right answer is 7. ~ 7
+He has 3 and she has 4. They have 7. ~ 7
+He sold 7 clips. Does that help? ~ 7
+What is 3 + 4? It is 7. ~ 7
+\boxed{7 = 14/2} ~ 7
+"""
+
+
+@pytest.mark.parametrize(("response", "answer"), pairs(WRONG))
+def test_what_only_looks_right_is_wrong(response, answer):
+    assert not correct(response, answer).passed
+
+
+@pytest.mark.parametrize(("response", "answer"), pairs(RIGHT))
+def test_and_its_like_is_right(response, answer):
+    assert correct(response, answer).passed
+
+
+def test_an_empty_answer_is_not_the_right_one_for_want_of_any():
+    for none in ([], "", "[]", " \n"):
+        with pytest.raises(FactoryError, match="is empty"):
+            denotation("", none)
+
+
+def test_digits_of_other_scripts_are_no_numbers_of_a_table():
+    for cell in ("１", "٣"):
+        for kind in ("integer", "number"):
+            assert not tables.csv(f"a\n{cell}", columns={"a": kind}).passed
+            assert tables.csv("a\n3", columns={"a": kind}).passed
+
+
+@pytest.mark.parametrize("delimiter", ["", ",,", "\n", '"'])
+def test_what_is_no_delimiter_is_told(delimiter):
+    with pytest.raises(FactoryError, match="give one character"):
+        tables.csv("a,b\n1,2", delimiter=delimiter)
+
+
+def test_a_length_that_nothing_has_and_a_tokenizer_that_is_none_are_told(tmp_path):
+    with pytest.raises(FactoryError, match="is more than maximum"):
+        length("one two", minimum=3, maximum=2)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(FactoryError, match="no tokenizer"):
+        length("one two", tokenizer=str(tmp_path))
+
+
+def test_a_thousand_dots_or_empty_lines_are_degenerate_and_a_rule_is_not():
+    for mark in ".-\n ":
+        assert not not_degenerate("It goes on" + mark * 1000 + "and on.").passed
+        assert not_degenerate("It goes on\n" + mark * 100 + "\nand on.").passed
+
+
+def test_a_program_keeps_the_signs_that_unicode_calls_ends_of_lines():
+    program = "def f():\n    return 'a\x0cb\u2028c\x85'\n"
+    assert extract(f"Here:\n```python\n{program}```") == program
+    assert extract(f"~~~~py {{.numbered}}\n{program}~~~~\n```\nmuch longer than that\n```" + "x" * 99) == program
+
+
+def verdict(response: str) -> bool:
+    return bool(response)
+
+
+def test_a_function_that_gives_no_check_is_told():
+    (told,) = Verifier("tests.verify.test_adversarial:verdict")(["x"], {})
+    assert isinstance(told, FactoryError) and "return a Check" in str(told)
+    (check,) = Verifier("mathematics:correct", values={"answer": "5"})(["5"], {})
+    assert check == Check(True)
+
+
+@pytest.mark.parametrize(
+    "text", ["\n" * 200_000, "\\boxed{5}\nQ" + " " * 150_000 + "x", "\n " * 100_000, "\\[ \\" * 50_000]
+)
+def test_time_grows_with_the_length_alone(text):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    correct(text, "5")
+    not_mixed(text, "en")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 10  # it took minutes, and takes 0.1 s
