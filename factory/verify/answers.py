@@ -95,7 +95,12 @@ LISTED = re.compile(
 """Before the last number: another, which it does not replace."""
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx|≈")
-OPTION = re.compile(r"(?:option|choice)?\s*\(?([A-J])\)?(?:\s*[.,]?\s+(?:is|because|since|as)\b.*)?", re.DOTALL)
+OPTION = re.compile(
+    r"(?:option|choice)?\s*\(?([A-J])\)?"
+    r"(?:\s*[.,]?\s+(?:is(?!\s+(?:not|never|wrong|incorrect|false|out|im\w+|un\w+)\b)|because|since|as)\b.*)?",
+    re.DOTALL,
+)
+LABEL = re.compile(r"\A\s*[A-J][.)]\s+")
 
 
 def final_answer(response: str) -> str:
@@ -112,7 +117,7 @@ def final_answer(response: str) -> str:
     if cued is not None:
         return cued
     text = text.strip()
-    if len(text) <= BRIEF and "\n" not in text and not re.search(r"[.!?]\s+\S", text):
+    if len(text) <= BRIEF and "\n" not in text and not re.search(r"[.!?]\s+\S", LABEL.sub("", text, 1)):
         whole = tidy(text)
         if not _prose(whole):
             return whole

@@ -11,8 +11,9 @@ from factory.verify import tables
 from factory.verify.check import Check
 from factory.verify.code import extract
 from factory.verify.denotation import denotation
+from factory.verify.instructions import follows
 from factory.verify.language import length, not_degenerate, not_mixed
-from factory.verify.mathematics import correct
+from factory.verify.mathematics import choice, correct, numeric, steps
 from factory.verify.verifier import Verifier
 from tests.verify.test_mathematics import pairs
 
@@ -61,6 +62,8 @@ All of 1, 2, 3, 4, 5 are possible answers. ~ 5
 \boxed{x = 4 = 3} ~ 3
 \boxed{4 \approx 3} ~ 4
 \boxed{4 \text{th}} ~ 4
+\boxed{5 mph} ~ 5 km/h
+\boxed{5 \text{ m/s}} ~ 5 \text{ mph}
 """
 
 RIGHT = r"""
@@ -76,6 +79,8 @@ He has 3 and she has 4. They have 7. ~ 7
 He sold 7 clips. Does that help? ~ 7
 What is 3 + 4? It is 7. ~ 7
 \boxed{7 = 14/2} ~ 7
+\boxed{36 \text{ km/h}} ~ 10 m/s
+The answer is 7 mph. ~ 7 mph
 """
 
 
@@ -137,6 +142,39 @@ def test_a_function_that_gives_no_check_is_told():
     assert isinstance(told, FactoryError) and "return a Check" in str(told)
     (check,) = Verifier("mathematics:correct", values={"answer": "5"})(["5"], {})
     assert check == Check(True)
+
+
+def test_a_null_is_told_and_costs_its_row_alone():
+    verifier = Verifier("mathematics:correct", {"answer": "gold"})
+    found = verifier(["5", None, "5"], {"gold": [None, "5", "5"]})  # type: ignore[list-item]
+    assert [str(one) for one in found[:2]] == [
+        f"mathematics:correct: {what} is null" for what in ("gold", "the response")
+    ]
+    assert found[2] == Check(True)
+    (check,) = Verifier("structure:json", {"schema": "schema"})(["5"], {"schema": [None]})
+    assert check == Check(True)
+
+
+def test_a_fraction_alone_is_a_calculation():
+    assert not steps(r"So \frac{6}{2} = 4.").passed and steps(r"So \frac{6}{2} = 3.").reason == "1 equations hold"
+
+
+def test_an_option_that_is_called_wrong_is_not_chosen():
+    options = ["a fish", "a whale"]
+    for response in ("B is wrong", "B is incorrect.", "The answer is B or A", "A. a fish B. a whale"):
+        assert not choice(response, "B", options).passed
+    for response in ("B. a whale", "B) a whale", "B is right", "The answer is B because whales swim."):
+        assert choice(response, "B", options).passed
+
+
+def test_a_number_has_its_scale_within_a_tolerance_too():
+    assert not numeric("5 million", "5").passed
+    assert numeric("5 million dollars", "5000000").passed and numeric("$5", "5 dollars").passed
+
+
+def test_nothing_asked_is_nothing_followed():
+    with pytest.raises(FactoryError, match="no instruction"):
+        follows("Yes.", [], [])
 
 
 @pytest.mark.parametrize(
