@@ -107,6 +107,12 @@ def test_digits_of_other_scripts_are_no_numbers_of_a_table():
             assert tables.csv("a\n3", columns={"a": kind}).passed
 
 
+def test_the_text_of_an_empty_list_item_heads_no_table():
+    assert not tables.markdown_table("-\n   |a|b|\n|-|-|\n").passed
+    for before in ("", "-\n", "A heading\n-\n"):
+        assert tables.markdown_table(f"{before}|a|b|\n|-|-|\n").passed
+
+
 @pytest.mark.parametrize("delimiter", ["", ",,", "\n", '"'])
 def test_what_is_no_delimiter_is_told(delimiter):
     with pytest.raises(FactoryError, match="give one character"):
