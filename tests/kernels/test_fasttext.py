@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.corpus.language import shipped
 from factory.engine.errors import FactoryError
 from factory.engine.step import Memo
 from factory.kernels import fasttext_model
 from factory.kernels.fasttext import predict
-from factory.kernels.fasttext_model import Model, load
+from factory.kernels.fasttext_model import Model, load, shipped
 
 fasttext = pytest.importorskip("fasttext", reason="the fastText library is what we compare with")
 library = functools.cache(fasttext.load_model)
