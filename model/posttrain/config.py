@@ -23,7 +23,7 @@ from factory.engine.errors import FactoryError, nearest
 from model.options import section, typed
 from model.recipe import override, read_table
 
-Stage = Literal["sft", "reward", "prm", "dpo", "grpo", "online_dpo"]
+Stage = Literal["sft", "reward", "dpo", "grpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class DataConfig:
     """The dataset that a recipe of the factory made."""
 
     path: str = ""
-    """Its folder; on the command line `data=FOLDER`. sft: messages; reward, dpo: prompt, chosen, rejected; prm: prompt,
-    completions, labels; grpo, online_dpo: prompt, and the columns that the rewards need."""
+    """Its folder; on the command line `data=FOLDER`. sft: messages, or prompt and response; reward, dpo: prompt,
+    chosen, rejected; grpo: prompt, and the columns that the rewards need."""
     evaluation_share: float = 0.05
     """The share of prompts held out, chosen by a hash of the prompt: all rows of one prompt go together."""
 
@@ -124,7 +124,7 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """grpo and online_dpo: how answers are sampled, and what they are rewarded for."""
+    """grpo: how answers are sampled, and what they are rewarded for."""
 
     rewards: tuple[str, ...] = ()
     """Functions such as `factory.verify.mathematics:correct`, or folders of reward models; their sum is the reward."""
@@ -138,9 +138,9 @@ class SampleConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     beta: float = 0.0
-    """The weight of the Kullback-Leibler divergence from the starting model; of online_dpo, DPO's beta."""
+    """The weight of the Kullback-Leibler divergence from the starting model."""
     clip: float = 0.2
-    """grpo: the ratio of new to old probability is clipped to 1 - clip .. 1 + clip."""
+    """The ratio of new to old probability is clipped to 1 - clip .. 1 + clip."""
     vllm: str = ""
     """URL of a `trl vllm-serve` server that samples; empty: the model in training samples itself."""
 
@@ -178,16 +178,16 @@ class PostRecipe:
                 raise FactoryError(f"{name}.{key} = {getattr(getattr(self, name), key)}: must be from 0 to below 1")
         if self.optimizer.merge and not self.model.base:
             raise FactoryError("optimizer.merge: say model.base, the checkpoint that the SFT began with")
-        if self.stage in ("grpo", "online_dpo"):
+        if self.stage == "grpo":
             if not self.sample.rewards:
                 raise FactoryError(f"stage {self.stage}: sample.rewards is empty: name at least one")
             if self.sample.weights and len(self.sample.weights) != len(self.sample.rewards):
                 raise FactoryError("sample.weights: give one for each of sample.rewards")
-        if self.stage == "grpo" and self.train.batch_size % self.sample.samples:
-            raise FactoryError(
-                f"train.batch_size = {self.train.batch_size} completions are not whole groups of "
-                f"sample.samples = {self.sample.samples}"
-            )
+            if self.train.batch_size % self.sample.samples:
+                raise FactoryError(
+                    f"train.batch_size = {self.train.batch_size} completions are not whole groups of "
+                    f"sample.samples = {self.sample.samples}"
+                )
 
 
 SECTIONS: dict[str, type] = {

@@ -24,9 +24,7 @@ COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
     "sft": (("messages",), ("prompt", "response")),
     "reward": (("prompt", "chosen", "rejected"),),
     "dpo": (("prompt", "chosen", "rejected"),),
-    "prm": (("prompt", "completions", "labels"),),
     "grpo": (("prompt",),),
-    "online_dpo": (("prompt",),),
 }
 IGNORE = -100
 Message = dict[str, str]

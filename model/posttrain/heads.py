@@ -1,7 +1,6 @@
-"""Reward models: a checkpoint's transformer with a head that gives one number, for a whole answer or after each step.
+"""Reward models: a checkpoint's transformer with a head that gives one number for an answer.
 
-On disk they are checkpoints in Hugging Face's form: `AutoModelForSequenceClassification` loads the first kind,
-`AutoModelForTokenClassification` the second.
+On disk they are checkpoints in Hugging Face's form, which `AutoModelForSequenceClassification` loads.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from model.checkpoint import describe, load_hf
 from model.posttrain.language_model import Backbone
@@ -29,10 +29,12 @@ class RewardModel(PreTrainedModel):
     main_input_name = "input_ids"
     _no_split_modules = ["Layer"]
 
-    def __init__(self, transformer: Transformer, name: str = "SequenceClassification") -> None:
+    def __init__(self, transformer: Transformer) -> None:
         description = describe(transformer.config)
         kind = description["architectures"][0].removesuffix("ForCausalLM")
-        config = AutoConfig.for_model(**(description | {"architectures": [f"{kind}For{name}"]}), num_labels=1)
+        config = AutoConfig.for_model(
+            **(description | {"architectures": [f"{kind}ForSequenceClassification"]}), num_labels=1
+        )
         config.auto_map = {}  # TRL reads it of a class that is not the architecture's own
         super().__init__(config)
         self.model = Backbone(transformer)
@@ -68,21 +70,6 @@ class RewardModel(PreTrainedModel):
         return SequenceClassifierOutput(logits=self.score(hidden[torch.arange(len(last), device=last.device), last]))
 
 
-class StepRewardModel(RewardModel):
-    """The same head on every token: a process reward model reads it at the last token of each step."""
-
-    def __init__(self, transformer: Transformer) -> None:
-        super().__init__(transformer, "TokenClassification")
-
-    def forward(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> TokenClassifierOutput:
-        """`logits` [B, T, 1]."""
-        return TokenClassifierOutput(logits=self.score(self.model(input_ids, attention_mask).last_hidden_state))
-
-
 def _has_head(path: Path) -> bool:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         return HEAD in file.keys()  # noqa: SIM118 - not a mapping

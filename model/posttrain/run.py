@@ -60,7 +60,7 @@ def train(recipe: PostRecipe) -> Path:
     start = recipe.model.start
     if not (Path(start) / "config.json").is_file():
         raise FactoryError(f"model.start = {start!r}: no config.json there: give a checkpoint in Hugging Face's form")
-    more = rewards.needs(recipe.sample) if recipe.stage in ("grpo", "online_dpo") else ()
+    more = rewards.needs(recipe.sample) if recipe.stage == "grpo" else ()
     rows = read(recipe.data, recipe.stage, start, more)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))

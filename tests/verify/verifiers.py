@@ -17,3 +17,8 @@ def ends_with(response: str, ending: str, *, minimum: int = 0, exact: bool = Tru
     if len(response) < minimum:
         return Check(False, "short", 0.25)
     return Check(response.endswith(ending), "" if response.endswith(ending) else f"not {ending}")
+
+
+def has_a_one(response: str) -> Check:
+    """There is a 1 in it."""
+    return Check("1" in response)

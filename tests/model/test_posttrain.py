@@ -1,0 +1,198 @@
+"""Post-training by TRL's trainers: our model is as transformers' to them; stages learn, go on where they stopped, and
+refuse what was made for another model."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import duckdb
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+
+from factory.corpus.tokens import train_bpe
+from factory.engine.errors import FactoryError
+from model.checkpoint import save_hf
+from model.config import ModelConfig
+from model.data import read_tokenizer
+from model.posttrain import run
+from model.posttrain.config import load_recipe
+from model.posttrain.data import conversations, load_tokenizer
+from model.posttrain.language_model import LanguageModel
+from model.posttrain.rewards import Scorer
+from model.transformer import Transformer
+from tests.engine.build import build, make
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A small checkpoint with a tokenizer, and datasets of sums."""
+    folder = tmp_path_factory.mktemp("posttrain")
+    train_bpe(iter(f"Question: {a}+{b}=? Answer: {a + b}." for a in range(30) for b in range(30)), 320, folder / "tok")
+    ids = read_tokenizer(folder / "tok")[1]
+    config = ModelConfig(
+        vocab_size=len(ids), hidden_size=32, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=128
+    )
+    model = Transformer(config)
+    model.initialise(0)
+    save_hf(model, folder / "base", folder / "tok", ids["<|im_end|>"])
+    chance = random.Random(0)
+    rows: dict[str, list[dict[str, object]]] = {"chats": [], "pairs": [], "prompts": []}
+    for number in range(64):
+        a, b = chance.randrange(30), chance.randrange(30)
+        row = {"id": str(number), "text": ""}
+        turns = [{"role": "user", "content": f"{a}+{b}=?"}, {"role": "assistant", "content": f"{a + b}"}]
+        rows["chats"].append(row | {"messages": turns})
+        asked = f"Question: {a}+{b}=? Answer:"
+        rows["pairs"].append(row | {"prompt": asked, "chosen": f" {a + b}.", "rejected": f" {a}, so {b}?"})
+        rows["prompts"].append(row | {"prompt": asked, "ending": "1"})
+    for name, some in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        columns = ["ending"] if name == "prompts" else []
+        source = {"use": "ingest.JsonLines", "glob": str(folder / f"{name}.jsonl"), "columns": columns}
+        build(make(source, name=name), folder / "runs")
+    return folder
+
+
+def recipe(place: Path, stage: str, out: Path, *words: str, more: str = ""):
+    data = {"sft": "chats", "grpo": "prompts"}.get(stage, "pairs")
+    path = out.with_suffix(".toml")
+    path.write_text(
+        f'stage = "{stage}"\n[model]\nstart = "{place}/base"\n[data]\npath = "{place}/runs/{data}@1"\n{more}'
+    )
+    given = ["batch_size=16", "steps=6", "threads=1", "save_every=3", "evaluate_every=6", "learning_rate=3e-3"]
+    return load_recipe(path, [*given, f"out={out}", *words])
+
+
+def losses(folder: Path) -> list[float]:
+    sql = f"select loss from '{folder}/metrics.parquet' where loss is not null order by step"
+    return [loss for (loss,) in duckdb.sql(sql).fetchall()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder / "checkpoint" / "hf").state_dict()
+
+
+def test_it_is_transformers_model_to_trl(place):
+    ours, theirs = LanguageModel.load(place / "base"), AutoModelForCausalLM.from_pretrained(place / "base")
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, ours.config.vocab_size, (3, 20), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = mask[1, -4:] = mask[2, :2] = mask[2, -3:] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        a = ours(ids, mask).logits
+        b = theirs(ids, attention_mask=mask, position_ids=positions).logits
+        torch.testing.assert_close(a[mask.bool()], b[mask.bool()], rtol=1e-4, atol=1e-5)
+        packed = torch.cat([torch.arange(12), torch.arange(8)])[None]
+        parts = [theirs(part).logits for part in ids[:1].split([12, 8], dim=1)]
+        together = ours(ids[:1], position_ids=packed).logits
+        torch.testing.assert_close(together, torch.cat(parts, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_what_the_assistant_says(place):
+    import pyarrow as pa
+
+    tokenizer = load_tokenizer(place / "base")
+    turns = [("user", "1+1=?"), ("assistant", "2"), ("user", "2+2=?"), ("assistant", "4")]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    table, lost = conversations(pa.table({"messages": [chat]}), tokenizer, 128)
+    (row,) = table.to_pylist()
+    whole = tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n")
+    assert tokenizer.decode(row["input_ids"]) == whole and lost == 0
+    spoken = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0]
+    assert tokenizer.decode(spoken) == "2<|im_end|>4<|im_end|>"
+    table, lost = conversations(pa.table({"prompt": ["1+1=?"] * 2, "response": ["2", "2"]}), tokenizer, 3)
+    assert lost == 2 and not table.num_rows
+
+
+def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatch):
+    whole = run.train(recipe(place, "sft", tmp_path / "whole", "max_length=128"))
+    told = losses(whole)
+    assert len(told) == 6 and told[-1] < told[0] - 0.3
+    said = json.loads((whole / "recipe.json").read_text())
+    assert said["dataset"]["name"] == "chats" and len(said["dataset"]["key"]) > 10
+
+    class Stopped(Exception):
+        pass
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 5:
+                raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(run, "Told", Stop)
+        run.train(recipe(place, "sft", tmp_path / "half", "max_length=128"))
+    half = run.train(recipe(place, "sft", tmp_path / "half", "max_length=128"))
+    before, after = weights(whole), weights(half)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(FactoryError, match=r"another training: \[optimizer\] differs"):
+        run.train(recipe(place, "sft", tmp_path / "half", "max_length=128", "learning_rate=1e-4"))
+
+
+def test_dpo_is_that_of_transformers_and_merges_online(place, tmp_path):
+    ours = run.train(recipe(place, "dpo", tmp_path / "ours"))
+    theirs = run.train(recipe(place, "dpo", tmp_path / "theirs", "implementation=transformers"))
+    assert losses(ours) == pytest.approx(losses(theirs), abs=2e-3)
+    assert losses(ours)[-1] < losses(ours)[0] - 0.02
+    merged = run.train(recipe(place, "dpo", tmp_path / "merged", "merge=ties", "p=0.3", f"base={place}/base"))
+    assert losses(merged)[-1] < losses(merged)[0] and losses(merged) != losses(ours)
+    with pytest.raises(FactoryError, match=r"say model\.base"):
+        recipe(place, "dpo", tmp_path / "without", "merge=dare")
+
+
+def test_a_reward_model_is_read_by_transformers(place, tmp_path):
+    out = run.train(recipe(place, "reward", tmp_path / "reward", "steps=12", "learning_rate=1e-2"))
+    assert losses(out)[-1] < 0.6
+    folder = out / "checkpoint" / "hf"
+    tokenizer = load_tokenizer(folder)
+    rows = tokenizer(["Question: 1+2=? Answer: 3.", "Question: 1+2=? Answer: 1, so 2?"])["input_ids"]
+    right, wrong = Scorer(folder)(rows)
+    assert right > wrong
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        told = [theirs(torch.tensor([row])).logits.item() for row in rows]
+    assert [right, wrong] == pytest.approx(told, abs=1e-4)
+
+
+def test_grpo_raises_its_reward(place, tmp_path):
+    more = '[sample]\nrewards = ["tests.verify.verifiers:has_a_one"]\nsamples = 8\nmax_new_tokens = 8\n'
+    words = ("steps=15", "batch_size=64", "learning_rate=1e-2", "save_every=15", "evaluation_share=0")
+    out = run.train(recipe(place, "grpo", tmp_path / "grpo", *words, more=more))
+    told = duckdb.sql(f"select reward from '{out}/metrics.parquet' where reward is not null order by step").fetchall()
+    rewards = [reward for (reward,) in told]
+    assert len(rewards) == 15 and sum(rewards[-3:]) > sum(rewards[:3]) + 0.5
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "told"),
+    [
+        ("grpo", "", "sample.rewards is empty"),
+        ("grpo", '[sample]\nrewards = ["mathematics:right"]\n', "no function 'right'"),
+        ("grpo", '[sample]\nrewards = ["tests.verify.verifiers:ends_with"]\ncolumns = {ending = "gold"}\n', "'gold'"),
+        ("dpo", "[dpo]\nbata = 1\n", "did you mean 'beta'"),
+        ("rl", "", "must be one of 'sft'"),
+    ],
+)
+def test_mistakes_are_told_before_training(place, tmp_path, stage, more, told):
+    with pytest.raises(FactoryError, match=told):
+        run.train(recipe(place, stage, tmp_path / "out", more=more))
+
+
+def test_a_dataset_of_other_columns_or_another_tokenizer_is_refused(place, tmp_path):
+    with pytest.raises(FactoryError, match="stage sft needs messages or prompt, response"):
+        run.train(recipe(place, "sft", tmp_path / "out", f"path={place}/runs/prompts@1"))
+    train_bpe(iter(["other words"]), 280, tmp_path / "tok")
+    source = {"use": "ingest.JsonLines", "glob": str(place / "chats.jsonl")}
+    built = Path(build(make(source, name="other"), tmp_path / "runs").folder)
+    manifest = json.loads((built / "manifest.json").read_text())
+    (built / "tokenizer").mkdir()
+    for path in (tmp_path / "tok").iterdir():
+        (built / "tokenizer" / path.name).write_bytes(path.read_bytes())
+    (built / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"tokenizer": "tokenizer"}}))
+    with pytest.raises(FactoryError, match="another tokenizer"):
+        run.train(recipe(place, "sft", tmp_path / "out", f"path={built}"))
