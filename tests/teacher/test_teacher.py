@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -97,6 +98,44 @@ def test_an_asker_that_is_held_up_holds_up_no_other():
         assert texts(one.ask([Request(prompt="prompt 7")])) == [[text_of("prompt 7", 0)]]
         assert texts(first) == [[text_of(f"prompt {number}", 0)] for number in range(1, 8)]
     assert set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_two_askers_wait_in_turn_for_what_neither_may_send_yet(tmp_path, leaves):
+    with Server() as server, teacher(server, tmp_path, Budget(requests_a_minute=300)) as one:
+        assert len(list(one.ask([Request(prompt="known")]))) == 1
+        first = one.ask(prompts(12))
+        next(first)
+        second = one.ask([Request(prompt="known"), Request(prompt="prompt 9")])
+        assert next(second).cached
+        if leaves:
+            second.close()
+        assert len(list(first)) == 11
+        assert texts(second) == ([] if leaves else [[text_of("prompt 9", 0)]])
+        assert not one._asked
+    assert set(server.answered.values()) == {1}
+
+
+def test_an_error_of_the_cache_is_no_spent_budget(tmp_path):
+    with Server() as server, teacher(server, tmp_path, Budget(requests=10)) as one:
+        one.cache._db.execute("PRAGMA query_only = 1")
+        with pytest.raises(FactoryError, match=r"readonly database: move it away, or name another folder$"):
+            list(one.ask(prompts(3)))
+        one.cache._db.execute("PRAGMA query_only = 0")
+        assert len(list(one.ask(prompts(3)))) == 3
+
+
+def test_a_fork_is_told(tmp_path):
+    with Server() as server, teacher(server) as one:
+        list(one.ask(prompts(1)))
+        child = os.fork()
+        if not child:
+            try:
+                next(one.ask(prompts(2)))
+            except RuntimeError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_equal_requests_fail_alike_and_a_failure_is_not_kept(tmp_path):
