@@ -1,8 +1,8 @@
 """The sandbox: judges programs, many at once.
 
 A Python function is judged by two boxes. The program runs in the one; the tests, what they expect, and the verdict are
-in the other, whose process calls the program's functions over a socket and gets literals back (inside/driver.py). The
-verdict comes from the tests' box over a pipe that the program's box does not have.
+in the other, where a process calls the program's functions over a socket and gets literals back (inside/driver.py). The
+verdict comes from the tests' box on a channel that the program's box does not have.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _said(message: bytes, ended: Execution) -> _Found:
     try:
         status, detail, cases, unfit = parse(message)
     except (Broken, ValueError, TypeError) as error:
-        return _Found("sandbox_error", f"no verdict of ours: {error}", (), False, ended)
+        return _Found("failed", f"the tests wrote over their verdict: {error}", (), False, ended)
     if status == "failed" and ended.status != "exited":
         status, detail = ended.status, ended.detail or ended.status  # why it did not answer
     return _Found(status, detail, cases, unfit, ended)

@@ -7,6 +7,7 @@ a program that knows how its tests are run can get round these, so they are for 
 
 from __future__ import annotations
 
+import collections
 import functools
 import glob
 import os
@@ -52,6 +53,7 @@ class Language:
     check: str = ""
     compile: str = ""
     prepare: str = ""
+    between: str = ""
     end: str = ""
     tests: Literal["append", "none"] = "append"
     core: bool = False
@@ -185,14 +187,14 @@ def run_program(open_box: OpenBox, task: Task) -> Verdict:
 
 
 _tried: dict[str, Verdict | None] = {}
-_trying = threading.Lock()
+_trying: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
 def broken_toolchain(open_box: OpenBox, row: Language) -> Verdict | None:
     """Why the language cannot be judged here, or None where its example program passes: tried once a process."""
     if missing := row.missing():
         return Verdict("toolchain_missing", missing)
-    with _trying:
+    with _trying[row.name]:
         if row.name in _tried:
             return _tried[row.name]
         verdict = _judge(open_box, row, example(row.name))
@@ -237,8 +239,8 @@ class _Run:
     def verdict(self) -> Verdict:
         toolchain = self.row.toolchain_limits(self.given)
         with self.row.box(self.open_box, toolchain) as box:
-            self.isolation = str(getattr(box, "isolation", ""))
-            box.write({self.row.file: self._source()})
+            self.isolation = box.isolation
+            box.write({self.row.file: _bytes(self._source())})
             stages: list[tuple[Status, str]] = [("static_error", self.row.check), ("compile_error", self.row.compile)]
             for status, text in stages:
                 if text:
@@ -253,26 +255,23 @@ class _Run:
         if self.task.cases:
             return self.task.program
         end = self.row.end.replace("{nonce}", self.nonce)
-        return "\n".join([self.task.program, self.task.tests, end, ""])
+        return "\n".join([self.task.program, self.row.between, self.task.tests, end, ""])
 
     def _limits(self) -> Limits:
-        """Of a run: what the task says; else the usual, and where nothing was compiled, the time of the toolchain."""
-        if self.task.limits:
-            return self.task.limits
-        more = self.row.toolchain_limits(self.given)
-        return replace(more, seconds=self.given.seconds) if self.row.compile else more
+        """Of a run: those given; where nothing is compiled, what the toolchain needs to start is added."""
+        return self.given if self.row.compile else self.row.toolchain_limits(self.given)
 
     def _cases(self, box: Box) -> Verdict:
         passed: list[bool] = []
         for number, case in enumerate(self.task.cases, 1):
-            done = self._run(box, case.stdin.encode())
+            done = self._run(box, _bytes(case.stdin))
             if bad := self._stopped(done, f"case {number}: "):
                 return replace(bad, cases=(*passed, False))
             printed = done.stdout.decode(errors="replace")
             passed.append(done.code == 0 and agrees(case.stdout, printed, self.task.tolerance))
             if not passed[-1]:
                 told = f"printed {_short(printed)}, not {_short(case.stdout)}"
-                told = f"exit code {done.code}: {_tail(done.stderr)}" if done.code else told
+                told = f"exit code {done.code}: {_tail(done.stderr)}".rstrip(": ") if done.code else told
                 return replace(self._say("failed", f"case {number}: {told}", done), cases=tuple(passed))
         return replace(self._say("passed", "", done), cases=tuple(passed))
 
@@ -307,6 +306,11 @@ class _Run:
             tier=self.tier,
             isolation=self.isolation,
         )
+
+
+def _bytes(text: str) -> bytes:
+    """As UTF-8; a lone surrogate, which a model's text may have, is no reason to stop."""
+    return text.encode(errors="surrogatepass")
 
 
 def _tail(output: bytes) -> str:

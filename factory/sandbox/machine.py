@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import marshal
@@ -85,8 +86,9 @@ def _program() -> _Program:
         prefix, _, code = done.stdout.partition(b"\0")
         # One that lies where that user may not look starts all the same, with the library of another.
         if done.returncode == 0 and python.startswith(prefix.decode() + "/"):
-            descriptor = os.memfd_create("steward")
+            descriptor = os.memfd_create("steward", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.write(descriptor, code)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0xF)  # all boxes read it, and none may write it
             return _Program(python, prefix.decode(), descriptor)
     raise FactoryError("sandbox: no Python here that every user may run: apt-get install python3")
 
@@ -251,9 +253,12 @@ class Machine:
     def close(self) -> None:
         """End the box and all that is in it; return when it is gone."""
         with self._lock:
-            self.ended = True
-            self._control.close()
-            self._end()
+            if not self._status.closed:
+                self.ended = True
+                self._control.close()
+                self._end()
+                self._status.close()
+                self._errors.close()
 
     def _end(self) -> None:
         if self._scratch:  # the steward ends what it started and removes its folder

@@ -21,7 +21,6 @@ NOBODY = 65534
 GRACE = 20.0
 """Seconds beyond its limit after which a box that has not reported is broken."""
 _PIECE = 1 << 16
-_F_SETPIPE_SZ = 1031
 
 Status = Literal["exited", "timeout", "memory", "output_limit", "sandbox_error"]
 
@@ -80,6 +79,7 @@ class Process:
         self._channel, self.channel_inside = socket.socketpair()
         self._channel.settimeout(GRACE)
         self._opened: list[int] = []
+        self._execution: Execution | None = None
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
         if stdin is None:
@@ -90,8 +90,9 @@ class Process:
             outside, stdout = os.pipe()
             self._opened.append(stdout)
             self.stdout = open(outside, "rb", buffering=0)  # noqa: SIM115
-        self._stderr, stderr = os.pipe()
+        outside, stderr = os.pipe()
         self._opened.append(stderr)
+        self._stderr = open(outside, "rb", buffering=0)  # noqa: SIM115
         self.inside = (self.channel_inside.fileno(), stdin, stdout, stderr)
         if os.getuid() == 0:  # so that the command may open /dev/stdin and the others by their names
             for descriptor in self._opened:
@@ -118,18 +119,22 @@ class Process:
         return self.communicate()
 
     def communicate(self, stdin: bytes = b"") -> Execution:
-        """Give it this input, read its output, and wait until it has ended."""
+        """Give it this input, read its output, and wait until it has ended; asked again, the same answer."""
+        if not self._execution:
+            self._execution = self._end(stdin)
+        return self._execution
+
+    def _end(self, stdin: bytes) -> Execution:
         began = time.monotonic()
         out = None
         if self.stdout and not self.stdout.closed:
             out = _Output(self.stdout.fileno(), self.limits.output)
-        err = _Output(self._stderr, self.limits.output)
+        err = _Output(self._stderr.fileno(), self.limits.output)
         said = self._exchange(memoryview(stdin), [output for output in (out, err) if output])
         over = bool(out and out.over) or err.over
-        for pipe in (self._channel, self.stdin, self.stdout):
+        for pipe in (self._channel, self.stdin, self.stdout, self._stderr):
             if pipe:
                 pipe.close()
-        os.close(self._stderr)
         texts = bytes(out.data[: out.limit]) if out else b"", bytes(err.data[: err.limit])
         isolation = self._machine.isolation
         if len(said) < REPORT.size:
@@ -192,11 +197,3 @@ class Process:
                                 pass
                         return bytes(said)
         return b""
-
-    def roomy(self) -> Process:
-        """Make the pipe of the standard error as large as it may be, for one that is read late."""
-        with contextlib.suppress(OSError):
-            import fcntl
-
-            fcntl.fcntl(self._stderr, _F_SETPIPE_SZ, 1 << 20)
-        return self

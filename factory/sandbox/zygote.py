@@ -16,10 +16,11 @@ from factory.sandbox.process import Execution, Process
 from factory.sandbox.selftest import require_isolation
 
 MODULES = (
-    "bisect", "collections", "copy", "datetime", "functools", "hashlib", "heapq", "io", "itertools", "json", "math",
-    "operator", "os", "random", "re", "statistics", "string", "struct", "sys", "time", "traceback", "typing",
+    "bisect", "collections", "copy", "functools", "heapq", "io", "itertools", "math", "operator", "os", "re", "string",
+    "struct", "sys", "time", "typing",
 )  # fmt: skip
-"""What the interpreter has imported before it forks; all else of the standard library can be imported too."""
+"""What the interpreter has imported before it forks. All else of the standard library can be imported too, but what is
+here and not used costs each fork a little, and what has something to do after a fork (random, threading) much."""
 _LIMITS = Limits()
 
 

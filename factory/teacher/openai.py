@@ -1,7 +1,8 @@
 """Any server that speaks as OpenAI's does: vllm serve, SGLang, llama.cpp, a provider.
 
 Messages go to /chat/completions, a raw prompt to /completions. One event loop keeps many requests in flight. aiohttp
-does the talking: with 2,000 in flight it takes about 0.3 ms of CPU a request, httpx more than 10 ms (benchmarks/teacher.py).
+does the talking: with 2,000 in flight it takes about 0.3 ms of CPU a request, httpx more than 10 ms
+(benchmarks/teacher.py).
 """
 
 from __future__ import annotations

@@ -102,12 +102,12 @@ class VLLM:
         return self.llm.llm_engine
 
     def _add(self, id_: str, ask: Ask) -> None:
+        tokenizer = self.llm.get_tokenizer()
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         request, sampling = ask.request, ask.request.sampling
-        tokenizer = self.llm.get_tokenizer()
         prompt = checkpoint.encode(tokenizer, request, self.model)
         checkpoint.check_length(prompt, sampling.max_tokens, self._engine.model_config.max_model_len)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import re
 import sys
@@ -20,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from factory.sandbox.box import Box
-from factory.sandbox.languages import language, run_program
+from factory.sandbox.judge import Sandbox
+from factory.sandbox.languages import language
 from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Task
 from tests.conftest import data_folder
@@ -33,7 +34,7 @@ NAMES = ["cpp", "csharp", "go", "java", "javascript", "kotlin", "perl", "php", "
 RAISE = {
     "cpp": "throw 1;", "csharp": "throw new Exception();", "java": "if (true) throw new RuntimeException();",
     "javascript": "throw 1;", "typescript": "throw 1;", "kotlin": "throw Exception()", "php": "throw new Exception();",
-    "python": "    raise ValueError", "ruby": 'raise "broken"', "perl": "die;", "go": 'panic("broken")',
+    "python": "raise ValueError", "ruby": 'raise "broken"', "perl": "die;", "go": 'panic("broken")',
     "scala": "throw new Exception",
 }  # fmt: skip
 COMPARISONS = ("< >=", "> <=", "== !=", "=== !==")
@@ -48,10 +49,14 @@ class Problem:
     prompt: str
     solution: str
     tests: str
+    entry_point: str
 
-    def task(self, solution: str | None = None) -> Task:
+    def task(self, solution: str | None = None, limits: Limits = LIMITS) -> Task:
         program = self.prompt + (self.solution if solution is None else solution)
-        return Task(language=self.language, program=program, tests=self.tests, limits=LIMITS, id=self.id)
+        entry = self.entry_point if self.language == "python" else ""
+        return Task(
+            language=self.language, program=program, tests=self.tests, entry_point=entry, limits=limits, id=self.id
+        )
 
 
 def problems(folder: Path, name: str) -> list[Problem]:
@@ -66,12 +71,10 @@ def problems(folder: Path, name: str) -> list[Problem]:
             continue
         for row in rows:
             tests = row["test"]
-            if name == "python":
-                tests += f"\ncheck({row['entry_point']})\n"
             if name == "csharp":
                 tests += (HERE / "programs" / "CompareNetObjects.cs").read_text()
             if solution := row["canonical_solution"] or ours.get(row["task_id"]):
-                found.append(Problem(row["task_id"], name, row["prompt"], solution, tests))
+                found.append(Problem(row["task_id"], name, row["prompt"], solution, tests, row["entry_point"]))
     return found
 
 
@@ -94,7 +97,8 @@ def variants(problem: Problem) -> Iterator[tuple[str, str]]:
         changed = re.sub(pattern, change, problem.solution)
         if changed != problem.solution:
             yield name, changed
-    yield "raises", f"\n{RAISE[problem.language]}\n{problem.solution}"
+    indent = re.match(r"\s*", problem.solution.lstrip("\n"))[0] if problem.language == "python" else ""
+    yield "raises", f"\n{indent}{RAISE[problem.language]}\n{problem.solution}"
 
 
 def _swap(found: str, *pairs: str) -> str:
@@ -117,15 +121,15 @@ class Judged:
     """Variants that pass, as the problem's tests are few."""
 
 
-def judge(problem: Problem, broken: bool = True) -> Judged:
+def judge(sandbox: Sandbox, problem: Problem, broken: bool = True) -> Judged:
     begun = time.monotonic()
-    verdict = run_program(Box, problem.task())
+    verdict = sandbox.judge(problem.task())
     judged = Judged(problem.id, problem.language, verdict.status, verdict.detail, round(time.monotonic() - begun, 2))
     if not (verdict.passed and broken):
         return judged
     survived: tuple[str, ...] = ()
     for name, solution in variants(problem):
-        wrong = run_program(Box, replace(problem.task(solution), limits=replace(LIMITS, seconds=5)))
+        wrong = sandbox.judge(problem.task(solution, replace(LIMITS, seconds=5)))
         if not wrong.passed:
             return replace(judged, broken=name, broken_status=wrong.status, survived=survived)
         survived += (name,)
@@ -135,7 +139,7 @@ def judge(problem: Problem, broken: bool = True) -> Judged:
 def exceptions() -> dict[str, str]:
     """The problems whose solution does not pass here, and why."""
     table = tomllib.loads((HERE / "mxeval_exceptions.toml").read_text())
-    return {problem: entry["why"] for entry in table["exception"] for problem in entry["problems"]}
+    return {f"{entry['set']}/{number}": entry["why"] for entry in table["exception"] for number in entry["problems"]}
 
 
 def main() -> None:
@@ -155,8 +159,9 @@ def main() -> None:
         found = sample(found, options.problems) if options.problems else found
         counts: collections.Counter[str] = collections.Counter()
         seconds = 0.0
-        with ThreadPoolExecutor(options.workers) as pool:
-            for judged in pool.map(lambda problem: judge(problem, not options.only_solutions), found):
+        with Sandbox(one_process=True) as sandbox, ThreadPoolExecutor(options.workers) as pool:
+            one = functools.partial(judge, sandbox, broken=not options.only_solutions)
+            for judged in pool.map(one, found):
                 counts[judged.status] += 1
                 counts["known"] += judged.status != "passed" and judged.id in known
                 counts["broken failed"] += bool(judged.broken)

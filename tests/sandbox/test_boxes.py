@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import platform
+import resource
 import shutil
 import struct
 import tempfile
@@ -21,6 +23,7 @@ from factory.sandbox.limits import Limits
 from factory.sandbox.machine import ENVIRONMENT
 from factory.sandbox.seccomp import ARCHITECTURES, REFUSED, filter_program
 from factory.sandbox.selftest import require_isolation, why_not
+from factory.sandbox.zygote import PythonZygote
 
 has_box = pytest.mark.skipif(not shutil.which("bwrap") or bool(why_not("bubblewrap")), reason="no bubblewrap here")
 has_degraded = pytest.mark.skipif(bool(why_not("degraded")), reason="no Python that another user may run here")
@@ -67,6 +70,7 @@ def test_a_command_can_be_talked_to_and_ended(isolation):
         process.kill()
         done = process.wait()
         assert (done.status, done.stdout) == ("exited", b"") and done.code != 0
+        assert process.wait() is done
         assert box.run(["cat"], b"x" * 500_000).stdout == b"x" * 500_000
 
 
@@ -89,6 +93,8 @@ def test_a_command_finds_only_what_it_was_given(tmp_path):
         assert box.run(["id", "-u"]).stdout == b"1000\n"
         assert box.run(["cat", "/dev/stdin"], b"by its name").stdout == b"by its name"
         assert box.run(["sh", "-c", "ulimit -n"]).stdout == b"1024\n"
+        processors = len(os.sched_getaffinity(0))
+        assert int(box.run(["sh", "-c", "ulimit -t"], limits=Limits(seconds=5)).stdout) > 5 * processors
     assert (tmp_path / "given").read_text() == "given"
 
 
@@ -118,6 +124,38 @@ def test_boxes_work_in_threads_that_end():
     starter.join()
     with made[0] as box:
         assert box.run(["echo", "42"]).stdout == b"42\n"
+
+
+@has_box
+def test_descriptors_of_ours_stay_outside():
+    """Also those whose numbers are beyond the limit that holds inside."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(min(hard, 4096) - 500)]
+    source = "import os; print([d for d in range(5000) if os.path.exists('/proc/self/fd/%d' % d)])"
+    try:
+        with Box() as box, PythonZygote() as zygote:
+            assert box.run(["python3", "-c", source]).stdout == b"[0, 1, 2]\n"
+            assert zygote.run({}, ["-c", source]).stdout == b"[0, 1, 2]\n"
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@has_box
+def test_no_descriptor_is_left_open():
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with Box() as box, PythonZygote() as zygote:
+            box.write({"a": "x"})
+            for command in (["cat", "a"], ["nonesuch"], ["yes"]):
+                box.run(command, b"input")
+            zygote.run({}, ["-c", "print(1)"])
+            zygote.start({}, ["-c", "input()"]).kill()
+            box.start(["cat"]).wait()
+        gc.collect()
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 @has_box

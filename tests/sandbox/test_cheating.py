@@ -97,7 +97,7 @@ def test_objects_that_are_compared_fail_and_say_so_or_fall_to_tier_b(sandbox: Sa
 def test_a_helper_that_is_a_value_is_refused_before_it_is_believed(sandbox: Sandbox):
     tests = "assert f(2) % MOD == 0"
     verdict = sandbox.judge(Task(language="python", program="MOD = 1\ndef f(x): return 5", tests=tests))
-    assert verdict.status == "failed" and "MOD" in verdict.detail
+    assert verdict.status == "failed" and "the tests use MOD of the program" in verdict.detail
 
 
 def test_calls_do_not_believe_objects(sandbox: Sandbox):

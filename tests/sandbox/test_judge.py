@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import socket
+import os
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,9 +17,11 @@ from factory.sandbox.inside.driver import close
 from factory.sandbox.inside.literals import Broken, Refused, literal, parse
 from factory.sandbox.judge import Sandbox
 from factory.sandbox.limits import Limits
+from factory.sandbox.machine import Machine
 from factory.sandbox.prepare import with_helpers
 from factory.sandbox.verdict import Call, Case, Task
 from factory.sandbox.wrong import mutants, wrong_programs
+from factory.sandbox.zygote import PythonZygote
 
 
 def python(program: str, **fields) -> Task:
@@ -215,15 +218,20 @@ def test_several_threads_may_ask(sandbox: Sandbox):
     assert found == dict.fromkeys(range(8), True)
 
 
+def end(zygote: PythonZygote) -> None:
+    """As the kernel ends a box, when memory is short."""
+    zygote._machine._kill()
+
+
 def test_a_box_that_dies_is_replaced_and_its_program_not_blamed():
     with Sandbox(limits=Limits(seconds=5)) as sandbox:
         task = python("def f(): return 1", calls=(Call("f", (), 1),))
         assert sandbox.judge(task).passed
         for zygote in list(sandbox._zygotes.values()):
-            zygote.kill()
+            end(zygote)
         assert sandbox.judge(task).passed
         slow = python("import time\ndef f():\n    time.sleep(1)\n    return 1", calls=(Call("f", (), 1),))
-        timer = threading.Timer(0.3, lambda: [zygote.kill() for zygote in list(sandbox._zygotes.values())])
+        timer = threading.Timer(0.3, lambda: [end(zygote) for zygote in sandbox._zygotes.values()])
         timer.start()
         assert sandbox.judge(slow).passed
         timer.join()
@@ -231,27 +239,52 @@ def test_a_box_that_dies_is_replaced_and_its_program_not_blamed():
 
 def test_a_box_that_always_dies_is_a_sandbox_error(monkeypatch: pytest.MonkeyPatch):
     with Sandbox(limits=Limits(seconds=5)) as sandbox:
-        start = type(sandbox._zygote("candidate")).start
+        job = Machine.job
 
         def dies(self, *args, **kwargs):
-            self.kill()
-            return start(self, *args, **kwargs)
+            self._kill()
+            return job(self, *args, **kwargs)
 
-        monkeypatch.setattr(type(sandbox._zygote("candidate")), "start", dies)
+        monkeypatch.setattr(Machine, "job", dies)
         verdict = sandbox.judge(python("def f(): return 1", calls=(Call("f", (), 1),)))
         assert verdict.status == "sandbox_error" and not verdict.passed
 
 
-def test_no_descriptor_stays_open(sandbox: Sandbox):
-    import os
+def test_tests_that_do_harm_do_none_to_those_of_others(sandbox: Sandbox):
+    right = python("import time\ntime.sleep(0.1)\ndef f(x): return x", tests="assert f(1) == 1")
+    wrong = replace(right, tests="assert f(1) == 2")
+    harm = [
+        "import os\nf(1)\nos.kill(-1, 9)",
+        "import os\nf(1)\nos.kill(os.getppid(), 9)",
+        "f(1)\nx = [bytearray(1 << 20) for _ in range(1 << 12)]",
+        "import os\nf(1)\nfor k in range(500): os.fork()",
+        "import shutil\nf(1)\nshutil.rmtree('/work', True)\nassert False",
+    ]
+    tasks = [task for tests in harm for task in (right, wrong, replace(right, tests=tests), right, wrong)]
+    verdicts = list(sandbox.judge_all(tasks))
+    for k in range(0, len(tasks), 5):
+        around = [verdicts[n] for n in (k, k + 1, k + 3, k + 4)]
+        assert [verdict.status for verdict in around] == ["passed", "failed", "passed", "failed"], tasks[k + 2].tests
+    # What was killed around it, and what could not be killed, is no failure of its own.
+    assert [verdict.status for verdict in verdicts[2::5]] == ["passed", "passed", "memory", "failed", "failed"]
+    assert sandbox.judge(right).passed
 
+
+def test_a_court_is_replaced_when_it_has_heard_enough(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("factory.sandbox.court.TASKS", 3)
+    tasks = [python(f"def f(): return {k}", calls=(Call("f", (), k - k % 3),)) for k in range(30)]
+    with Sandbox(workers=3, limits=Limits(seconds=20)) as sandbox:
+        assert [verdict.passed for verdict in sandbox.judge_all(tasks)] == [k % 3 == 0 for k in range(30)]
+        assert len(sandbox._courts) == 2
+
+
+def test_no_descriptor_stays_open(sandbox: Sandbox):
     task = python("def f(): return 1", calls=(Call("f", (), 1),))
     sandbox.judge(task)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         sandbox.judge(task)
     assert len(os.listdir("/proc/self/fd")) == before
-    assert socket.getdefaulttimeout() is None
 
 
 def test_what_cannot_be_judged_is_told(sandbox: Sandbox):

@@ -156,6 +156,15 @@ def test_tests_in_the_language_itself(name, toolchain):
         assert run_program(Box, quits).status == "failed"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["", "?>", "?>\n\n"])
+def test_php_that_closes_its_tag_is_tested_too(closed, toolchain):
+    toolchain("php")
+    for number, status in ((1, "passed"), (2, "failed")):
+        program = f"<?php\nfunction f($n) {{ return $n * $n + {number}; }}\n{closed}"
+        assert run_program(Box, Task(language="php", program=program, tests=TESTS["php"]["tests"])).status == status
+
+
 # Statuses.
 
 
@@ -183,11 +192,9 @@ def test_statuses(program, status, toolchain):
     assert verdict.detail or verdict.passed
 
 
-def test_a_compiler_that_does_not_end_is_a_timeout(toolchain):
-    toolchain("c")
-    task = Task(language="c", program='#include "/dev/zero"\n', cases=(Case("", ""),), limits=Limits(seconds=2))
-    verdict = run_program(Box, task)
-    assert verdict.status in ("timeout", "memory", "compile_error") and not verdict.passed
+def test_text_that_is_no_unicode_is_judged(toolchain):
+    toolchain("bash")
+    assert judge("# \ud800\ncat | wc -c", cases=(Case("\ud800", "3"),)).passed
 
 
 def test_every_case_runs_until_one_fails(toolchain):
@@ -233,6 +240,24 @@ def test_a_toolchain_that_is_absent_is_no_verdict_on_the_program(monkeypatch):
     assert verdict.status == "toolchain_missing" and "no-such-shell is not installed" in verdict.detail
     with_row(monkeypatch, compile="no-such-compiler", source="https://example.org")
     assert "see https://example.org" in judge("echo 1").detail
+
+
+def test_a_compiler_that_does_not_end_is_a_timeout(monkeypatch, toolchain):
+    toolchain("bash")
+    with_row(monkeypatch, compile="sleep 100")
+    monkeypatch.setattr(module, "_tried", {"bash": None})
+    verdict = judge("echo 1", limits=Limits(seconds=1))
+    assert verdict.status == "timeout" and verdict.detail.startswith("sleep: ")
+
+
+def test_a_trial_that_takes_too_long_is_tried_again(monkeypatch, toolchain):
+    """The machine may be busy: neither the program nor the toolchain is blamed."""
+    toolchain("bash")
+    with_row(monkeypatch, compile="sleep 100")
+    monkeypatch.setattr(module, "example", lambda name: dataclasses.replace(example(name), limits=Limits(seconds=1)))
+    assert judge("echo 1").status == "sandbox_error"
+    with_row(monkeypatch, compile="")
+    assert judge("echo 1").passed
 
 
 @pytest.mark.parametrize("fields", [{"run": "false"}, {"compile": "false"}, {"check": "false"}, {"run": "echo 1"}])

@@ -51,7 +51,8 @@ class Candidate(Peer):
             return self._load(on)
         if verb == "name":
             value = vars(self._module)[on]
-            return value if _described(value)[0].startswith("exception") else Object(value)
+            constant = type(value).__module__ == "builtins" and not callable(value)
+            return value if constant or _described(value)[0].startswith("exception") else Object(value)
         subject = self._objects[on]
         if verb == "call":
             args, kwargs = rest

@@ -98,7 +98,7 @@ def limit_always() -> None:
 def limit(seconds: float, memory: int, processes: int, files: int) -> None:
     """Limit this process and its children, for good."""
     _limit(resource.RLIMIT_AS, max(_ADDRESS_SPACE, 4 * memory))
-    _limit(resource.RLIMIT_CPU, int(seconds) + 2)
+    _limit(resource.RLIMIT_CPU, int((seconds + 1) * len(os.sched_getaffinity(0))) + 1)  # all threads on all processors
     _limit(resource.RLIMIT_FSIZE, files)
     _limit(resource.RLIMIT_NPROC, processes)
 

@@ -216,7 +216,7 @@ class Program(types.ModuleType):
 
     def __init__(self, name: str, names: Names) -> None:
         super().__init__(name)
-        self.__dict__["__path__"], self.__dict__["_names"] = [], names
+        self.__dict__["_names"] = names
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):

@@ -7,7 +7,6 @@ import gc
 import io
 import os
 import sys
-import threading
 from types import CodeType, ModuleType
 
 
@@ -44,7 +43,8 @@ def run(command: list[str]) -> int:
         main.__dict__.update(__file__=path, __cached__=None)
     gc.enable()
     code = _guarded(lambda: exec(_compiled(command), main.__dict__))
-    code = _guarded(threading._shutdown) or code  # type: ignore[attr-defined]
+    if threads := sys.modules.get("threading"):  # imported by the program: what it does after a fork costs each
+        code = _guarded(threads._shutdown) or code
     code = _guarded(atexit._run_exitfuncs) or code
     for stream in (sys.stdout, sys.stderr):
         try:

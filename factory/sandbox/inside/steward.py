@@ -27,6 +27,7 @@ from factory.sandbox.inside.wire import BROKEN, EXITED, HEADER, MEMORY, PYTHON, 
 
 _LOOK = 0.02  # seconds between two looks at the memory of a job
 _NEVER = float("inf")
+_DESCRIPTORS = 1 << 20  # beyond the numbers that a process may come with, whatever its limit is now
 _WORK = "/work"
 _WRITABLE = [_WORK, "/tmp", "/dev/shm"]
 
@@ -54,14 +55,15 @@ class Job:
         began = time.monotonic()
         boxed = self.work == _WORK
         pids = memory.everyone() if boxed and self.kind != PYTHON else memory.below(self.pid)
+        held = memory.in_sockets(pids, boxed and self.kind != PYTHON)
         try:
-            held = 0
             if boxed:
-                held = memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
+                held += memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
         except OSError:  # its first thread has ended: then as much as there may be
-            held = self.files
-        held += memory.in_sockets(pids, boxed and self.kind != PYTHON)
-        now_used = held + memory.used(pids, self.memory - held)
+            held += self.files
+        if not (now_used := memory.used(pids, self.memory - held)):  # it has ended
+            return
+        now_used += held
         self.peak = max(self.peak, now_used)
         now = time.monotonic()
         self.next_look = now + max(_LOOK, 10 * (now - began))  # a look at much memory takes long
@@ -109,6 +111,8 @@ class Steward:
                     job.look()
                 due = min(due, job.deadline, job.next_look)
             wait = None if due == _NEVER else max(0.0, due - time.monotonic()) * 1000 + 1
+            # In the order in which they were registered: what is accepted cannot get the number of what ends in the
+            # same round.
             for descriptor, _ in self.poll.poll(wait):
                 if descriptor == self.control.fileno():
                     if not self.accept():
@@ -141,10 +145,12 @@ class Steward:
             job.status = BROKEN
             job.report(0, 0, 0.0)
             return True
+        finally:
+            if job.pid or job.status == BROKEN:
+                for descriptor in standard:
+                    os.close(descriptor)
         if not job.pid:
             self.become(job, standard)
-        for descriptor in standard:
-            os.close(descriptor)
         job.pidfd = os.pidfd_open(job.pid)
         self.jobs[job.pidfd] = self.jobs[channel] = job
         self.poll.register(job.pidfd, select.POLLIN)
@@ -211,8 +217,10 @@ class Steward:
             if self.calls:
                 self.calls.install()
         except BaseException as error:
-            job.channel.sendall(f"{type(error).__name__}: {error}".encode())
-            os._exit(1)
+            try:
+                job.channel.sendall(f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(1)
         _execute(command, environment)
 
     def confined(self, job: Job) -> dict[str, str]:
@@ -227,14 +235,15 @@ class Steward:
         from factory.sandbox.inside import python
 
         _write(job.work, files)
-        os.environ.update(self.confined(job))
+        if self.scratch:
+            os.environ.update(self.confined(job))
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         os.setsid()
         confine.limit(job.seconds, job.memory, job.processes, job.files)
         confine.dumpable(True)
         if self.calls:
             self.calls.install()
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, _DESCRIPTORS)
         try:
             os._exit(python.run(command))
         finally:
@@ -327,7 +336,7 @@ def main(
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     os.set_inheritable(control, False)
     os.closerange(3, control)
-    os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(control + 1, _DESCRIPTORS)
     if scratch:
         confine.adopt()
     job_calls = None
