@@ -182,8 +182,10 @@ class Ledger:
             return False
         return True
 
-    def close(self) -> None:
+    def close(self, unsent: Use = Use()) -> None:  # noqa: B008
+        """What this worker holds counts as spent, but for what was not sent."""
         with self.cache.writing() as db:
+            self.settle(db, Use(), unsent)
             self._bury(db, mine=True)
         if self._alive is not None:
             with contextlib.suppress(FileNotFoundError):

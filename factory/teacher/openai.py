@@ -97,10 +97,9 @@ class OpenAI:
         tries: int = TRIES,
         patience: float = PATIENCE,
         extra: str = "",
-        length_field: str = "max_tokens",
     ) -> None:
         self.model, self.in_flight, self.timeout = model, in_flight, timeout
-        self.tries, self.patience, self.length_field = tries, patience, length_field
+        self.tries, self.patience = tries, patience
         self.servers = [Server(one) for one in ([url] if isinstance(url, str) else url)]
         if not self.servers or in_flight < 1 or tries < 1:
             raise FactoryError("an openai engine needs at least one url, in_flight and tries of 1 or more")
@@ -204,7 +203,7 @@ class OpenAI:
             "model": self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            self.length_field: sampling.max_tokens,
+            "max_tokens": sampling.max_tokens,
         }
         if request.messages:
             body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]

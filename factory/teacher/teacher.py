@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from factory.engine.errors import FactoryError
-from factory.teacher.budget import Budget, Ledger, Spent, Use, sum_of
+from factory.teacher.budget import POLL, Budget, Ledger, Spent, Use, sum_of
 from factory.teacher.cache import Cache, Sample, key_of
 from factory.teacher.engine import Ask, Asks, Engine
+from factory.teacher.reply import CUT
 from factory.teacher.request import Failed, Request, Response
 
 WINDOW = 4096
@@ -24,6 +25,10 @@ WINDOW = 4096
 engine has in flight."""
 CHUNK = 1024
 """Requests that are taken, looked up and sorted at once, at most."""
+
+
+AHEAD = 64
+"""Requests that wait for the engine under a budget, at most: where a worker is killed they count as spent."""
 
 
 class Run:
@@ -176,8 +181,10 @@ class Teacher:
         self._look_up(again)
         while run.spent is None:
             with self._changed:
+                if (room := AHEAD - len(self._asks) if self.ledger.limited else CHUNK) <= 0:
+                    return POLL
                 free = (slot for slot in run.to_send if not self._under_way(slot))
-                batch = [Ask(slot.request, len(slot.known), slot) for slot in islice(free, CHUNK)]
+                batch = [Ask(slot.request, len(slot.known), slot) for slot in islice(free, room)]
                 if not batch:
                     break
                 try:
@@ -239,6 +246,7 @@ class Teacher:
         """Keep what came, count what it took, and tell those who wait."""
         made: list[tuple[Ask, list[Sample]]] = []
         taken: list[Use] = []
+        answers = [(ask, _whole(ask, answer)) for ask, answer in answers]
         for ask, answer in answers:
             if isinstance(answer, Failed):
                 taken.append(Use(requests=1))
@@ -282,11 +290,11 @@ class Teacher:
 
     def close(self) -> None:
         """Give up what is in flight (it counts as spent), and let go of engine and cache."""
-        self._asks.close()
+        unsent = self._asks.close()
         if self._thread is not None:
             self._thread.join()
         self.engine.close()
-        self.ledger.close()
+        self.ledger.close(sum_of([ask.slot.held for ask in unsent]))
         self.cache.close()
 
     def __enter__(self) -> Teacher:
@@ -294,6 +302,14 @@ class Teacher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole(ask: Ask, answer: Response | Failed) -> Response | Failed:
+    """A text that the engine could not finish is no answer."""
+    reasons = [] if isinstance(answer, Failed) else [choice.finish_reason for choice in answer.choices]
+    if cut := [reason for reason in reasons if reason in CUT]:
+        return Failed(f"the engine gave up (finish_reason {cut[0]})", ask.request)
+    return answer
 
 
 def text_of(slot: Slot) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from factory.engine.errors import FactoryError
 from factory.teacher.budget import Budget, Use
 from factory.teacher.cache import Cache, key_of
 from factory.teacher.openai import OpenAI
-from factory.teacher.request import Failed, Message, Request, Response, Sampling
-from factory.teacher.teacher import Teacher
+from factory.teacher.request import Choice, Failed, Message, Request, Response, Sampling
+from factory.teacher.teacher import AHEAD, Teacher
 from tests.teacher.server import Reply, Server, prompt_of, text_of
 
 
@@ -326,6 +326,39 @@ def test_a_budget_holds_for_all_workers(tmp_path):
         workers = [budgeted(server, tmp_path, f"worker {number}", 150) for number in range(3)]
         assert all("requests = 150" in worker.communicate()[0] for worker in workers)
         assert len(server.calls) == 150
+
+
+def test_what_was_not_sent_is_not_spent(tmp_path):
+    """Neither where the asker leaves, nor but for a few where it is killed."""
+    with Server(lambda p, b: Reply(delay=0.1)) as server:
+        with teacher(server, tmp_path, Budget(requests=5000), in_flight=8) as one:
+            next(one.ask(prompts(2000)))
+        left = len(server.calls)
+        with Teacher(Batches(), cache=str(tmp_path), budget=Budget(requests=5000)) as one:
+            assert left <= one.spent.requests <= left + 8
+        worker = budgeted(server, tmp_path, "killed", 5000)
+        while len(server.calls) < left + 40:
+            time.sleep(0.001)
+        worker.kill()
+        worker.communicate()
+        assert "requests = 60 " in budgeted(server, tmp_path, "buries", 60).communicate()[0]
+        with Teacher(Batches(), cache=str(tmp_path), budget=Budget(requests=5000)) as one:
+            assert len(server.calls) <= one.spent.requests <= len(server.calls) + AHEAD
+
+
+def test_a_text_that_an_engine_could_not_finish_is_no_answer(tmp_path):
+    class Gives(Batches):
+        reason = "error"
+
+        def answer(self, asks, done):
+            while batch := asks.take(16):
+                choice = Choice(text="half", finish_reason=self.reason, tokens=1)
+                done([(ask, Response(choices=(choice,), prompt_tokens=1, model="m")) for ask in batch])
+
+    for engine, kind in ((Gives(), Failed), (Gives(), Response), (Gives(), Response)):
+        with Teacher(engine, cache=str(tmp_path)) as one:
+            engine.reason = "error" if kind is Failed else "stop"
+            assert [type(answer) for answer in one.ask(prompts(2))] == [kind] * 2
 
 
 def test_what_was_in_flight_at_a_kill_is_counted(tmp_path):
