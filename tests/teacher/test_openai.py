@@ -275,10 +275,10 @@ def test_patience_begins_when_the_last_server_goes():
     """One is away for longer; the other, which did all meanwhile, restarts."""
     with Server() as one, Server(lambda path, body: Reply(delay=0.05)) as other:
         one.stop()
-        with Teacher(OpenAI("m", [one.url, other.url], in_flight=1, patience=3.0), cache=None) as teacher:
+        with Teacher(OpenAI("m", [one.url, other.url], in_flight=1, patience=2.0), cache=None) as teacher:
             begun = time.monotonic()
-            answers = teacher.ask(Request(prompt=str(number)) for number in range(10**6))
-            while time.monotonic() - begun < 4:
+            answers = teacher.ask(Request(prompt=f"{number:07}") for number in range(10**6))
+            while time.monotonic() - begun < 2.6:
                 next(answers)
             other.stop()
             threading.Timer(1.0, other.start).start()
