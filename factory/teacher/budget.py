@@ -53,6 +53,10 @@ class Budget:
         return (use.prompt_tokens * self.prompt_price + use.completion_tokens * self.completion_price) / 1e6
 
 
+class Spent(FactoryError):
+    """A budget allows no further request."""
+
+
 class Use(NamedTuple):
     """What requests took."""
 
@@ -84,9 +88,10 @@ class Ledger:
         self._alive = None
         if self.limited and cache.folder is not None:
             # Locked while this process lives, however it ends: so others can tell.
-            os.makedirs(os.path.dirname(self._mark(self.worker)), exist_ok=True)
-            self._alive = open(self._mark(self.worker), "w")  # noqa: SIM115
-            fcntl.flock(self._alive, fcntl.LOCK_EX)
+            with cache.told():
+                os.makedirs(os.path.dirname(self._mark(self.worker)), exist_ok=True)
+                self._alive = open(self._mark(self.worker), "w")  # noqa: SIM115
+                fcntl.flock(self._alive, fcntl.LOCK_EX)
         with cache.writing() as db:
             db.execute("INSERT OR IGNORE INTO spent (name) VALUES (?)", (budget.name,))
             if self.limited:
@@ -105,7 +110,7 @@ class Ledger:
 
     def reserve(self, asks: Sequence[Ask]) -> tuple[list[Use], float]:
         """What each of the first asks is held to take, for as many as may be sent now; and the seconds after which to
-        try again for others. FactoryError where the budget allows none, and nothing in flight could change that."""
+        try again for others. Spent where the budget allows none, and nothing in flight could change that."""
         if not self.limited:
             return [Use()] * len(asks), 0.0
         with self.cache.writing() as db:
@@ -129,7 +134,7 @@ class Ledger:
                 if not self._held(db).requests:
                     over = self.exceeded(spent.plus(expected(asks[0], spent)))
         if over:
-            raise FactoryError(self._told(over, spent))
+            raise Spent(self._told(over, spent))
         return granted, max(wait, POLL)
 
     def exceeded(self, use: Use) -> str:
@@ -177,8 +182,10 @@ class Ledger:
             return False
         return True
 
-    def close(self) -> None:
+    def close(self, unsent: Use = Use()) -> None:  # noqa: B008
+        """What this worker holds counts as spent, but for what was not sent."""
         with self.cache.writing() as db:
+            self.settle(db, Use(), unsent)
             self._bury(db, mine=True)
         if self._alive is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -212,7 +219,8 @@ class Pace:
         self.db, self.name, self.now = db, budget.name, time.time()
         self.on = any(rate is not None for rate in self.rates)
         query = "SELECT requests_at, tokens_at FROM spent WHERE name = ?"
-        self.at = [max(at, self.now - BURST) for at in db.execute(query, (budget.name,)).fetchone()]
+        # A clock that was set back holds nobody up for longer than a minute.
+        self.at = [min(max(at, self.now - BURST), self.now + 60) for at in db.execute(query, (budget.name,)).fetchone()]
 
     def wait(self) -> float:
         """Seconds until the next request may go."""

@@ -55,7 +55,7 @@ def key_of(identity: str, request: Request) -> bytes:
         identity,
         [[m.role, m.content] for m in request.messages],
         request.prompt,
-        float(sampling.temperature),
+        float(sampling.temperature) + 0.0,  # never -0.0
         float(sampling.top_p),
         sampling.max_tokens,
         sampling.seed,
@@ -99,11 +99,11 @@ class Cache:
         files.make_folder(folder)
         self.path = os.path.join(files.locate(folder)[1], "answers.sqlite")
         # Two that create it at the same moment would see each other's half-made tables.
-        with files.locked(self.path + ".lock"):
+        with self.told(), files.locked(self.path + ".lock"):
             self._db, self._reader = self._open(), self._open()
 
     def _open(self) -> sqlite3.Connection:
-        with self._told():
+        with self.told():
             db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
             found = db.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, FORMAT):
@@ -116,17 +116,19 @@ class Cache:
             return db
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def told(self) -> Iterator[None]:
+        """What is wrong with the files is an error for the user."""
         try:
             yield
-        except sqlite3.Error as error:
-            cure = "free some space" if "full" in str(error) else "move it away, or name another folder"
+        except (sqlite3.Error, zlib.error, OSError) as error:
+            full = any(words in str(error) for words in ("is full", "No space", "quota"))
+            cure = "free some space" if full else "move it away, or name another folder"
             raise FactoryError(f"{self.path}: the cache of answers cannot be used: {error}: {cure}") from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it or nothing."""
-        with self._writing, self._told():
+        with self._writing, self.told():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -140,7 +142,7 @@ class Cache:
         """Of each (key, n) the samples 0, 1, … below n that are known, up to the first that is not."""
         if self.folder is None:
             return [[] for _ in wanted]
-        with self._reading, self._told():
+        with self._reading, self.told():
             return [_known(self._reader, key, n) for key, n in wanted]
 
     def put(

@@ -91,13 +91,19 @@ class Asks:
             self._changed.notify()
         self.wake()
 
-    def close(self) -> None:
-        """Nothing comes any more, and what was not taken is not wanted."""
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def close(self) -> list[Ask]:
+        """Nothing comes any more, and what was not taken is not wanted: it is returned."""
         with self._changed:
+            left = list(self._waiting)
             self._waiting.clear()
             self.closed = True
             self._changed.notify_all()
         self.wake()
+        return left
 
 
 OF_A_MODEL = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt")

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import math
 import os
 import random
 import resource
@@ -31,14 +32,14 @@ TRIES = 6
 TIMEOUT = 600.0
 PATIENCE = 300.0
 CONNECTING = 30.0
-SLOWEST = 60.0
-"""Seconds between two tries at most, where the server does not say when."""
+DOUBLINGS = 6
+"""Of the longest pause between two tries, at first a second, where the server does not say when."""
 GATHER = 0.005
 """Seconds in which answers are gathered before they are kept together."""
 MOMENT = 2.0
 """Seconds after which it is said that a server is away."""
 AWAY = (502, 503, 504)
-"""Said by a proxy whose server is away, and by one that is loading its model."""
+"""Said by a proxy whose server is away; 503 also by one that is loading its model or has too much to do."""
 FATAL = {
     401: "the key is refused: see api_key",
     402: "the account has no money left",
@@ -73,8 +74,6 @@ class Server:
         self.busy = 0
         self.closed_until = 0.0
         """It said that it takes nothing before (monotonic seconds)."""
-        self.heard = time.monotonic()
-        """When it last gave an answer."""
 
 
 class OpenAI:
@@ -98,10 +97,9 @@ class OpenAI:
         tries: int = TRIES,
         patience: float = PATIENCE,
         extra: str = "",
-        length_field: str = "max_tokens",
     ) -> None:
         self.model, self.in_flight, self.timeout = model, in_flight, timeout
-        self.tries, self.patience, self.length_field = tries, patience, length_field
+        self.tries, self.patience = tries, patience
         self.servers = [Server(one) for one in ([url] if isinstance(url, str) else url)]
         if not self.servers or in_flight < 1 or tries < 1:
             raise FactoryError("an openai engine needs at least one url, in_flight and tries of 1 or more")
@@ -116,7 +114,7 @@ class OpenAI:
         self.identity = identify(model, revision)
         if self.extra:
             self.identity += " " + json.dumps(self.extra, sort_keys=True)
-        self._key = os.environ.get(api_key, "")
+        self._key = os.environ.get(api_key, "").strip()
         if api_key and not self._key:
             raise FactoryError(f"the environment variable {api_key} (api_key) is not set: put the key there")
 
@@ -135,6 +133,7 @@ class OpenAI:
         self._fatal: BaseException | None = None
         self._watches: set[asyncio.Task[None]] = set()
         self._some_up.set()
+        self._heard = -math.inf
 
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # put in the moment in which the loop ends
@@ -164,8 +163,8 @@ class OpenAI:
                     await self._news.wait()
                     self._news.clear()
                     if finished:
-                        done(finished[:])
-                        finished.clear()
+                        came, finished[:] = finished[:], []
+                        done(came)
                         await asyncio.sleep(GATHER)
                     if self._fatal:
                         raise self._fatal
@@ -174,6 +173,8 @@ class OpenAI:
                 for task in left:
                     task.cancel()
                 await asyncio.gather(*left, return_exceptions=True)
+                if finished:
+                    done(finished)
 
     async def _one(self, ask: Ask) -> Response | Failed:
         """One request; again for the samples that lack, where a server gives fewer than n."""
@@ -202,7 +203,7 @@ class OpenAI:
             "model": self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            self.length_field: sampling.max_tokens,
+            "max_tokens": sampling.max_tokens,
         }
         if request.messages:
             body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
@@ -230,13 +231,13 @@ class OpenAI:
     async def _post(self, path: str, body: bytes) -> Response:
         """Try until there is an answer. Refused where there is none to be had, FactoryError where for no request."""
         tried = failed = 0
-        begun = time.monotonic()
+        refused = math.inf
         while True:
             server = await self._choose()
             server.busy += 1
             try:
                 found = await self._try(server, path, body)
-                server.heard = time.monotonic()
+                self._heard = time.monotonic()
                 return found
             except Retry as error:
                 why = error
@@ -246,12 +247,13 @@ class OpenAI:
             tried += not why.limited
             if tried >= self.tries:
                 raise Refused(f"{why} ({self.tries} tries)")
-            if why.limited:
-                self._close(server, why, max(begun, server.heard))
             if why.away:
                 self._watch(server, str(why))
+            elif why.limited:
+                refused = min(refused, time.monotonic())
+                self._close(server, why, max(refused, self._heard))
             # Full jitter (Brooker 2015), so that those which failed together do not come back together.
-            pause = random.random() * (1.0 if why.away else min(SLOWEST, 0.5 * 2.0**failed))
+            pause = random.random() * 2.0 ** min(failed - 1, DOUBLINGS)
             await asyncio.sleep(min(why.after, self.patience) + pause)
 
     async def _try(self, server: Server, path: str, body: bytes) -> Response:
@@ -272,9 +274,11 @@ class OpenAI:
                 return reply.read(raw)
             except reply.Malformed as error:
                 raise Retry(self._hide(f"a malformed answer: {error}")) from error
-        why = self._hide(f"{where} says {status}: {reply.complaint(raw)}")
+        why = f"{where} says {status}: {reply.complaint(self._hide(raw.decode(errors='replace')))}"
         if status == 429 and "insufficient_quota" not in why:
             raise Retry(why, after=seconds_of(after), limited=True)
+        if status == 503:
+            raise Retry(why, after=max(1.0, seconds_of(after)), limited=True)
         if status in (408, 409, 425) or status >= 500:
             raise Retry(why, after=seconds_of(after), away=status in AWAY)
         if status in FATAL or status == 429 or status < 400:
@@ -300,9 +304,9 @@ class OpenAI:
     def _close(self, server: Server, why: Retry, since: float) -> None:
         """It has too much to do: nobody sends it anything before the time that it says."""
         now = time.monotonic()
-        if not why.away and max(now - since, why.after) > self.patience:
+        if max(now - since, why.after) > self.patience:
             raise FactoryError(
-                f"{why}: it answers nothing else for {max(now - since, why.after):,.0f} s: lower in_flight or "
+                f"{why}: no answer for {max(now - since, why.after):,.0f} s: lower in_flight or "
                 "requests_a_minute, or run again later; what was answered is kept"
             )
         server.closed_until = max(server.closed_until, now + why.after)
@@ -313,6 +317,7 @@ class OpenAI:
             server.up = False
             if not any(one.up for one in self.servers):
                 self._some_up.clear()
+                self._none_up = time.monotonic()
             task = asyncio.get_running_loop().create_task(self._wait_for(server, why))
             self._watches.add(task)
             task.add_done_callback(self._watches.discard)
@@ -342,7 +347,7 @@ class OpenAI:
                     why = f"it says {got.status}"
             except (aiohttp.ClientError, OSError) as error:  # TimeoutError is one
                 why = self._hide(str(error)) or "it does not answer"
-            if time.monotonic() - begun > self.patience and not any(one.up for one in self.servers):
+            if not self._some_up.is_set() and time.monotonic() - self._none_up > self.patience:
                 raise FactoryError(
                     f"no server answers at {', '.join(one.url for one in self.servers)} for {self.patience:g} s "
                     f"({why}): start it and run again; what was answered is kept"

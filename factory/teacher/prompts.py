@@ -18,7 +18,7 @@ from factory.teacher.request import Message
 if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedEnvironment
 
-ROLE = re.compile(r"^\{#-?\s*(system|user|assistant)\s*-?#\}[ \t]*(?:\n+|\Z)", re.MULTILINE)
+ROLE = re.compile(r"^\{#-?\s*(system|user|assistant)\s*-?#\}[ \t]*\n*", re.MULTILINE)
 
 
 class Prompt:
@@ -32,7 +32,7 @@ class Prompt:
 
         self.path = path
         try:
-            source = files.read_bytes(path).decode()
+            source = files.read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n")
         except (OSError, UnicodeDecodeError) as error:
             raise FactoryError(f"{path}: cannot read this prompt: {error}") from error
         environment = _environment()
@@ -48,7 +48,7 @@ class Prompt:
             try:
                 part = source[start:end].rstrip("\n")
                 tree = environment.parse(part)
-                if any(meta.find_referenced_templates(tree)):
+                if list(meta.find_referenced_templates(tree)):  # None: a name that a variable holds
                     raise FactoryError(f"{path}: a prompt is one file: put here what it includes")
                 found |= meta.find_undeclared_variables(tree)
                 self._parts.append(environment.from_string(part))
@@ -66,7 +66,7 @@ class Prompt:
                 raise FactoryError(f"{self.path}: {{{{ {name} }}}} is no column{known}")
 
     def messages(self, row: Mapping[str, Any]) -> tuple[Message, ...]:
-        """A row's messages. ValueError where something inside a column is missing, which is the row's fault."""
+        """A row's messages. ValueError where something in a column is missing or of another kind: the row's fault."""
         return tuple(map(Message, self._roles or ["user"], self._render(row)))
 
     def text(self, row: Mapping[str, Any]) -> str:
@@ -76,17 +76,23 @@ class Prompt:
         return self._render(row)[0]
 
     def _render(self, row: Mapping[str, Any]) -> list[str]:
-        from jinja2 import UndefinedError
+        from jinja2 import TemplateError
         from jinja2.exceptions import SecurityError
 
         if any(name not in row for name in self.variables):
             self.check(row)
         try:
             return [part.render(row) for part in self._parts]
-        except UndefinedError as error:
-            raise ValueError(f"{self.path}: {error.message}") from error
         except SecurityError as error:
             raise FactoryError(f"{self.path}: {error.message}: a prompt only reads what a row holds") from error
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+
+def _finalize(value: Any) -> Any:
+    if value is None:
+        raise ValueError('a null where text should be: write {{ name or "" }}, or {% if name %}')
+    return value
 
 
 def _environment() -> SandboxedEnvironment:
@@ -94,8 +100,10 @@ def _environment() -> SandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
+    # The same row is the same prompt: else the cache would not know it.
+    del environment.globals["lipsum"], environment.filters["random"]
     # Jinja's own tojson writes <, >, & and ' as escapes, for HTML.
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment

@@ -24,28 +24,31 @@ def read(raw: bytes) -> Response:
         choices = sorted(said["choices"], key=lambda choice: choice.get("index") or 0)
         if not choices:
             raise Malformed("no choices")
+        # From one that lacks on, all are asked for again: the number of a sample says with which seed it was drawn.
+        base = choices[0].get("index") or 0
+        choices = [choice for place, choice in enumerate(choices) if (choice.get("index") or 0) <= base + place]
         for choice in choices:
             if choice.get("finish_reason") in CUT:
                 raise Malformed(f"the server gave up (finish_reason {choice['finish_reason']})")
         usage = said.get("usage") or {}
         made = [_choice(choice) for choice in choices]
-        counts = share(int(usage.get("completion_tokens") or 0), made)
+        counts = share(_count(usage.get("completion_tokens")), made)
         return Response(
             choices=tuple(
                 Choice(
                     text=text,
-                    finish_reason=str(choice.get("finish_reason") or ""),
+                    finish_reason=_text(choice.get("finish_reason") or ""),
                     tokens=tokens,
                     logprobs=logprobs,
                     reasoning=reasoning,
                 )
                 for choice, (text, reasoning, logprobs), tokens in zip(choices, made, counts, strict=True)
             ),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            model=str(said.get("model") or ""),
-            fingerprint=str(said.get("system_fingerprint") or ""),
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            model=_text(said.get("model") or ""),
+            fingerprint=_text(said.get("system_fingerprint") or ""),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         shown = raw[:SHOWN].decode(errors="replace")
         raise Malformed(f"{type(error).__name__}: {error}: {shown!r}") from error
 
@@ -77,9 +80,19 @@ def _choice(choice: dict[str, Any]) -> Made:
 def _completion_logprobs(said: dict[str, Any]) -> tuple[Logprob, ...]:
     tops = said.get("top_logprobs") or [None] * len(said["tokens"])
     return tuple(
-        Logprob(_text(token), float(logprob), tuple(sorted((top or {}).items(), key=lambda one: (-one[1], one[0]))))
+        Logprob(
+            _text(token),
+            float(logprob),
+            tuple(sorted(((_text(t), float(p)) for t, p in (top or {}).items()), key=lambda one: (-one[1], one[0]))),
+        )
         for token, logprob, top in zip(said["tokens"], said["token_logprobs"], tops, strict=True)
     )
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 where the server does not say, or says what cannot be."""
+    count = int(value or 0)
+    return count if 0 <= count < 1 << 31 else 0
 
 
 def _text(value: Any) -> str:
@@ -102,13 +115,12 @@ def share(total: int, made: list[Made]) -> list[int]:
     return counts
 
 
-def complaint(raw: bytes) -> str:
+def complaint(text: str) -> str:
     """What a server says is wrong, in a line."""
-    text = raw.decode(errors="replace")
     try:
         said = json.loads(text)
         error = said.get("error", said)
         text = " ".join(str(error[key]) for key in ("message", "code") if error.get(key)) or text
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         pass
     return " ".join(text.split())[:SHOWN] or "(nothing)"

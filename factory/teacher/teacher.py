@@ -6,7 +6,7 @@ which keeps each answer as it comes, whatever the asker is doing meanwhile.
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from factory.engine.errors import FactoryError
-from factory.teacher.budget import Budget, Ledger, Use, sum_of
+from factory.teacher.budget import POLL, Budget, Ledger, Spent, Use, sum_of
 from factory.teacher.cache import Cache, Sample, key_of
 from factory.teacher.engine import Ask, Asks, Engine
+from factory.teacher.reply import CUT
 from factory.teacher.request import Failed, Request, Response
 
 WINDOW = 4096
@@ -26,6 +27,10 @@ CHUNK = 1024
 """Requests that are taken, looked up and sorted at once, at most."""
 
 
+AHEAD = 64
+"""Requests that wait for the engine under a budget, at most: where a worker is killed they count as spent."""
+
+
 class Run:
     """One call of `ask`: what it has taken, in order, and what it has to send."""
 
@@ -33,9 +38,10 @@ class Run:
         self.order: deque[Slot] = deque()
         self.again: list[Slot] = []
         """Waited for the same request with fewer samples, which are there now."""
-        self.to_send: deque[Slot] = deque()
+        self.to_send: dict[Slot, None] = {}
+        """In order: of equal requests one. What another asker has sent is not sent, but stays until it is answered."""
         self.in_flight = 0
-        self.spent: FactoryError | None = None
+        self.spent: Spent | None = None
 
 
 class Slot:
@@ -85,8 +91,9 @@ class Teacher:
         self._asks = Asks()
         self._changed = threading.Condition()
         self._asked: dict[bytes, list[Slot]] = {}
-        """By key: the slot that is being asked, and behind it those that wait for the same."""
+        """By key: those that wait for the same, of which one at most is sent."""
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
         self._broken: BaseException | None = None
 
     @property
@@ -105,6 +112,8 @@ class Teacher:
         Equal requests that are under way at once are asked once. Requests are sent in the order of their texts within
         each 1,024, so that those which begin alike reach the server together.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError("a Teacher has threads and files: make it in the process that asks")
         run, source, more, taken, given = Run(), iter(requests), True, 0, 0
         chunk = max(1, min(CHUNK, self.window // 4))
         try:
@@ -129,39 +138,34 @@ class Teacher:
             self._forget(run)
 
     def _look_up(self, slots: Sequence[Slot]) -> None:
-        """Answer from the cache what it knows; of the rest, the first of each request is to be sent."""
+        """Answer from the cache what it knows; of the rest, the first of each request may be sent."""
         mine = []
         with self._changed:
             for slot in slots:
                 same = self._asked.setdefault(slot.key, [])
-                if same and (same[0].sent or same[0].run is slot.run):
-                    same.append(slot)
-                else:  # also where another asker wants it, and may be held up before it sends it
-                    same.insert(0, slot)
+                if not any(other.run is slot.run for other in same):
                     mine.append(slot)
-        try:
-            found = self.cache.get([(slot.key, slot.request.sampling.n) for slot in mine])
-        except BaseException as error:  # nobody would ask what was set down as being asked
-            self._break(error)
-            raise
+                same.append(slot)
+        found = self.cache.get([(slot.key, slot.request.sampling.n) for slot in mine])
         with self._changed:
             for slot, known in zip(mine, found, strict=True):
+                if slot not in self._asked.get(slot.key, ()):  # another's answer came meanwhile
+                    continue
                 slot.known = max(slot.known, known, key=len)
-                if self._leads(slot):
-                    if slot.settle(cached=True):
-                        self._release(slot)
-                    else:
-                        slot.run.to_send.append(slot)
+                if not self._under_way(slot) and slot.settle(cached=True):
+                    self._release(slot)
+                else:
+                    slot.run.to_send[slot] = None
 
-    def _leads(self, slot: Slot) -> bool:
-        """Whether the slot is the one, of those that want the same, which is to be asked."""
-        same = self._asked.get(slot.key)
-        return same is not None and same[0] is slot
+    def _under_way(self, slot: Slot) -> bool:
+        """Whether the same is being asked."""
+        return any(other.sent for other in self._asked[slot.key])
 
     def _release(self, slot: Slot) -> None:
         """A slot has its answer: those that wait for the same have it too, or ask for the samples that lack."""
-        for other in self._asked.pop(slot.key)[1:]:
-            if other.answer is not None:
+        for other in self._asked.pop(slot.key):
+            other.run.to_send.pop(other, None)
+            if other is slot:
                 continue
             if isinstance(slot.answer, Failed):
                 other.answer = Failed(slot.answer.error, other.request)
@@ -171,34 +175,31 @@ class Teacher:
                     other.run.again.append(other)
 
     def _send(self, run: Run) -> float:
-        """Put out what may be sent now; returns the seconds after which to try again, 0 where all is sent."""
+        """Put out what may be sent now; returns the seconds after which to try again, 0 where nothing can be."""
         with self._changed:
             again, run.again = run.again, []
         self._look_up(again)
         while run.spent is None:
             with self._changed:
-                run.to_send = deque(slot for slot in run.to_send if self._leads(slot))
-                batch = [Ask(slot.request, len(slot.known), slot) for slot in islice(run.to_send, CHUNK)]
-                for ask in batch:
-                    ask.slot.sent = True
-            if not batch:
-                break
-            granted: list[Use] = []
-            try:
-                granted, wait = self.ledger.reserve(batch)
-            except FactoryError as error:
-                run.spent = error
-            with self._changed:
+                if (room := AHEAD - len(self._asks) if self.ledger.limited else CHUNK) <= 0:
+                    return POLL
+                free = (slot for slot in run.to_send if not self._under_way(slot))
+                batch = [Ask(slot.request, len(slot.known), slot) for slot in islice(free, room)]
+                if not batch:
+                    break
+                try:
+                    granted, wait = self.ledger.reserve(batch)
+                except Spent as error:
+                    run.spent = error
+                    break
                 for ask, held in zip(batch, granted, strict=False):
-                    ask.slot.held = held
-                    run.to_send.popleft()
-                    run.in_flight += 1
-                for ask in batch[len(granted) :]:
-                    ask.slot.sent = False
+                    ask.slot.held, ask.slot.sent = held, True
+                    del run.to_send[ask.slot]
+                run.in_flight += len(granted)
             self._start()
             self._asks.put(batch[: len(granted)])
             if len(granted) < len(batch):
-                return wait if run.spent is None else 0.0
+                return wait
         return 0.0
 
     def _wait(self, run: Run, taken: int, given: int) -> None:
@@ -245,6 +246,7 @@ class Teacher:
         """Keep what came, count what it took, and tell those who wait."""
         made: list[tuple[Ask, list[Sample]]] = []
         taken: list[Use] = []
+        answers = [(ask, _whole(ask, answer)) for ask, answer in answers]
         for ask, answer in answers:
             if isinstance(answer, Failed):
                 taken.append(Use(requests=1))
@@ -254,7 +256,9 @@ class Teacher:
             of = (answer.prompt_tokens, answer.model, answer.fingerprint)
             made.append((ask, [Sample(choice, *of) for choice in answer.choices]))
             tokens = sum(choice.tokens for choice in answer.choices)
-            taken.append(Use(1, ask.count, answer.prompt_tokens, tokens))
+            guess = ask.slot.held  # where a server does not say
+            prompt, completion = answer.prompt_tokens or guess.prompt_tokens, tokens or guess.completion_tokens
+            taken.append(Use(1, ask.count, prompt, completion))
         held = sum_of([ask.slot.held for ask, _ in answers])
 
         def settle(db: sqlite3.Connection) -> None:
@@ -270,28 +274,27 @@ class Teacher:
                 self._release(ask.slot)
             for ask, answer in answers:
                 if isinstance(answer, Failed):
-                    ask.slot.answer = dataclasses.replace(answer, request=ask.request)
+                    ask.slot.answer = answer
                     self._release(ask.slot)
             self._changed.notify_all()
 
     def _forget(self, run: Run) -> None:
         """The asker has ended. What was sent is still answered and kept; what was not is no longer wanted."""
         with self._changed:
-            for slot in run.to_send:
-                if self._leads(slot):  # the next in line asks for it
-                    others = [other for other in self._asked.pop(slot.key) if other.run is not run]
-                    for other in others:
-                        other.run.again.append(other)
-            run.to_send.clear()
-            self._changed.notify_all()
+            for slot in run.order:
+                same = self._asked.get(slot.key, [])
+                if slot in same and not slot.sent:
+                    same.remove(slot)
+                    if not same:
+                        del self._asked[slot.key]
 
     def close(self) -> None:
         """Give up what is in flight (it counts as spent), and let go of engine and cache."""
-        self._asks.close()
+        unsent = self._asks.close()
         if self._thread is not None:
             self._thread.join()
         self.engine.close()
-        self.ledger.close()
+        self.ledger.close(sum_of([ask.slot.held for ask in unsent]))
         self.cache.close()
 
     def __enter__(self) -> Teacher:
@@ -299,6 +302,14 @@ class Teacher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _whole(ask: Ask, answer: Response | Failed) -> Response | Failed:
+    """A text that the engine could not finish is no answer."""
+    reasons = [] if isinstance(answer, Failed) else [choice.finish_reason for choice in answer.choices]
+    if cut := [reason for reason in reasons if reason in CUT]:
+        return Failed(f"the engine gave up (finish_reason {cut[0]})", ask.request)
+    return answer
 
 
 def text_of(slot: Slot) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from factory.engine.errors import FactoryError
@@ -70,6 +72,14 @@ def test_what_a_killed_worker_had_tells_what_samples_take(tmp_path):
     killed(tmp_path, Use(1, 9, 5, 90))
     assert one.reserve([ASK])[0] == []
     assert one.reserve([ASK])[0] == [Use(1, 1, 6, 10)]
+
+
+def test_a_clock_that_was_set_back_holds_nobody_up_for_long(tmp_path):
+    one = ledger(tmp_path, requests_a_minute=600)
+    with one.cache.writing() as db:
+        db.execute("UPDATE spent SET requests_at = ?", (time.time() + 86_400,))
+    granted, wait = one.reserve([ASK])
+    assert granted == [] and 50 < wait <= 60
 
 
 def test_without_limits_all_is_granted_and_counted():

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
+from factory.teacher.budget import Budget, Ledger
 from factory.teacher.cache import Cache, Sample, key_of, pack, unpack
 from factory.teacher.request import Choice, Logprob, Message, Request, Sampling
 
@@ -33,7 +34,7 @@ SAMPLE = st.builds(Sample, CHOICE, st.integers(0), TEXT, TEXT)
 SAMPLING = st.builds(
     Sampling,
     n=st.integers(1, 9),
-    temperature=st.sampled_from([0, 0.5, 1.0]),
+    temperature=st.sampled_from([0, -0.0, 0.5, 1.0]),
     top_p=st.sampled_from([0.5, 1]),
     max_tokens=st.integers(1, 3),
     seed=st.none() | st.integers(0, 2),
@@ -178,6 +179,20 @@ def test_what_cannot_be_a_cache_is_told(tmp_path):
     (tmp_path / "answers.sqlite").write_bytes(b"not a database at all, but long enough to be looked at" * 100)
     with pytest.raises(FactoryError, match="move it away"):
         Cache(str(tmp_path))
+
+
+def test_files_that_cannot_be_used_are_told(tmp_path):
+    cache = Cache(str(tmp_path / "damaged"))
+    put(cache, b"k", 0, "a")
+    cache._db.execute("UPDATE answers SET value = x'00'")
+    with pytest.raises(FactoryError, match="move it away"):
+        get(cache, b"k", 1)
+    (tmp_path / "shut" / "answers.sqlite.lock").mkdir(parents=True)
+    with pytest.raises(FactoryError, match="name another folder"):
+        Cache(str(tmp_path / "shut"))
+    (tmp_path / "workers").write_text("a file where a folder should be")
+    with pytest.raises(FactoryError, match="name another folder"):
+        Ledger(Cache(str(tmp_path)), Budget(requests=1))
 
 
 def test_a_cache_of_another_version_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -11,6 +12,7 @@ from email.utils import formatdate
 import pytest
 
 from factory.engine.errors import FactoryError
+from factory.teacher.budget import Budget, Use
 from factory.teacher.openai import OpenAI, seconds_of
 from factory.teacher.request import Failed, Logprob, Message, Request, Response, Sampling
 from factory.teacher.teacher import Teacher
@@ -98,6 +100,12 @@ MISHAPS = {
     "abort": Reply(body={"choices": [{"text": "half an ans", "finish_reason": "abort"}]}),
     "list": Reply(body=b"[]"),
     "hangs": Reply(hang=True),
+    "no UTF-8": Reply(body=b'{"choices": [{"text": "\xff"}]}'),
+    "no gzip": Reply(body=b"{}", headers={"content-encoding": "gzip"}),
+    "half a gzip": Reply(body=gzip.compress(b"{}")[:12], headers={"content-encoding": "gzip"}),
+    "no brotli": Reply(body=b"{}", headers={"content-encoding": "br"}),
+    "deep": Reply(body=b"[" * 200_000),
+    "infinite": Reply(body=b'{"choices": [{"text": ""}], "usage": {"prompt_tokens": Infinity}}'),
 }
 
 
@@ -124,6 +132,30 @@ def test_what_does_not_pass_is_a_failed_row(reply, why):
     assert [type(one) for one in found] == [Response, Failed, Response]
     assert why in found[1].error and found[1].request.id == "bad"
     assert len(server.calls) == 4
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 10**30, "completion_tokens": -5}])
+def test_where_a_server_does_not_count_the_budget_does(usage):
+    said = {"choices": [{"text": "a", "finish_reason": "stop"}], "usage": usage}
+    requests = [Request(prompt=f"{n:03}", sampling=Sampling(max_tokens=10)) for n in range(50)]
+    with (
+        Server(lambda path, body: Reply(body=said)) as server,
+        Teacher(OpenAI("m", server.url), cache=None, budget=Budget(completion_tokens=100)) as teacher,
+    ):
+        with pytest.raises(FactoryError, match="completion_tokens = 100"):
+            list(teacher.ask(requests))
+        assert len(server.calls) == 10 and teacher.spent == Use(10, 10, 10, 100)
+
+
+def test_a_server_that_is_overloaded_for_longer_than_the_tries_take():
+    begun = time.monotonic()
+
+    def script(path, body):
+        return Reply(503) if body and time.monotonic() - begun < 4 else Reply()
+
+    with Server(script) as server:
+        found = ask(server, *[Request(prompt=str(number)) for number in range(5)], tries=1)
+    assert all(isinstance(one, Response) for one in found)
 
 
 def test_a_request_that_is_wrong_fails_at_once():
@@ -155,6 +187,15 @@ def test_a_wrong_key_or_model_ends_the_run(status, cure, monkeypatch):
     assert "sk-very-secret" not in str(error.value) and str(status) in str(error.value)
     assert len(server.calls) == 1
     assert b"bearer sk-very-secret" in server.heads[0]
+
+
+def test_no_part_of_a_key_is_shown(monkeypatch):
+    """Also where a long text is cut off within it."""
+    monkeypatch.setenv("MY_KEY", "sk-very-secret\n")
+    said = {"error": {"message": "x" * 290 + " sk-very-secret"}}
+    with Server(lambda path, body: Reply(400, said)) as server:
+        (found,) = ask(server, Request(prompt="x"), api_key="MY_KEY")
+    assert "sk-" not in found.error
 
 
 def test_a_quota_that_is_used_up_ends_the_run():
@@ -230,6 +271,20 @@ def test_a_server_that_stays_away_ends_the_run():
         assert time.monotonic() - begun < 20
 
 
+def test_patience_begins_when_the_last_server_goes():
+    """One is away for longer; the other, which did all meanwhile, restarts."""
+    with Server() as one, Server(lambda path, body: Reply(delay=0.05)) as other:
+        one.stop()
+        with Teacher(OpenAI("m", [one.url, other.url], in_flight=1, patience=2.0), cache=None) as teacher:
+            begun = time.monotonic()
+            answers = teacher.ask(Request(prompt=f"{number:07}") for number in range(10**6))
+            while time.monotonic() - begun < 2.6:
+                next(answers)
+            other.stop()
+            threading.Timer(1.0, other.start).start()
+            assert sum(isinstance(next(answers), Response) for _ in range(40)) == 40
+
+
 def test_several_servers_share_the_work_and_the_loss_of_one():
     with Server(lambda path, body: Reply(delay=0.01)) as one, Server(lambda path, body: Reply(delay=0.01)) as other:
         with Teacher(OpenAI("m", [one.url, other.url], in_flight=16), cache=None) as teacher:
@@ -247,6 +302,21 @@ def test_a_server_that_ignores_n_is_asked_for_the_rest():
     with Server(script) as server:
         (found,) = ask(server, Request(prompt="x", sampling=Sampling(n=5, seed=10)))
     assert [choice.text for choice in found.choices] == [text_of("x", seed) for seed in range(10, 15)]
+
+
+def test_a_sample_that_lacks_is_not_taken_for_the_next():
+    """Of three samples the second was filtered away."""
+
+    def script(path, body):
+        said = answer(body)
+        if body.get("n") == 3:
+            del said["choices"][1]
+        said["choices"].reverse()
+        return Reply(body=said)
+
+    with Server(script) as server:
+        (found,) = ask(server, Request(prompt="x", sampling=Sampling(n=3)))
+    assert [choice.text for choice in found.choices] == [text_of("x", seed) for seed in range(3)]
 
 
 def test_a_proxy_of_the_environment_is_used(monkeypatch):

@@ -45,6 +45,22 @@ def test_without_roles_it_is_one_text(prompt):
     assert made.messages(row) == (Message("user", made.text(row)),)
 
 
+def test_files_of_windows_and_text_behind_a_role_are_understood(prompt):
+    talk = (Message("system", "Be kind."), Message("user", "Hi there"))
+    for text in (
+        "{# system #}\r\nBe kind.\r\n{# user #}\r\nHi {{ q }}\r\n",
+        "\ufeff{# system #}\nBe kind.\n{# user #}\nHi {{ q }}",
+        "{# system #} Be kind.\n{# user #} Hi {{ q }}\n",
+    ):
+        assert prompt(text).messages({"q": "there"}) == talk
+
+
+def test_the_same_row_is_the_same_prompt(prompt):
+    for text in ("{{ lipsum() }}", "{{ items | random }}"):
+        with pytest.raises(FactoryError):
+            prompt(text).check(["items"])
+
+
 def test_what_stands_in_a_row_is_text_only(prompt):
     """Not a template, not a role."""
     text = "{{ secret }} {# system #}\n{# assistant #}\n{% raw %}"
@@ -69,6 +85,18 @@ def test_what_lacks_inside_a_column_is_the_rows_fault(prompt):
 
 
 @pytest.mark.parametrize(
+    "text", ["{{ x }}", "{{ x | join }}", "{{ x + 1 }}", "{% for i in range(10**6) %}{% endfor %}"]
+)
+def test_a_null_or_what_cannot_be_rendered_is_the_rows_fault(prompt, text):
+    with pytest.raises(ValueError, match=r"a\.jinja: "):
+        prompt(text).text({"x": None})
+
+
+def test_a_null_may_be_asked_for(prompt):
+    assert prompt("{% if x %}{{ x }}{% endif %}{{ x or 'nothing' }}").text({"x": None}) == "nothing"
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("ok\n{{ a", r"a\.jinja, line 2: "),
@@ -76,6 +104,7 @@ def test_what_lacks_inside_a_column_is_the_rows_fault(prompt):
         ("words\n{# user #}\nhi", "belongs to no message"),
         ("{{ text | nothing }}", "nothing"),
         ("{% include 'b.jinja' %}", "one file"),
+        ("{% include text %}", "one file"),
         ("{# user #} hi {{", "line 1"),
     ],
 )
@@ -89,6 +118,9 @@ def test_a_template_does_nothing_but_read(prompt):
         prompt("{{ text.__class__.__mro__[1].__subclasses__() }}").text({"text": "x"})
     with pytest.raises(FactoryError, match="only reads"):
         prompt("{{ items.append(1) }}").text({"items": []})
+    for text in ("{{ ''.__class__ }}", "{{ '{0.__class__}'.format(text) }}"):
+        with pytest.raises(FactoryError, match="only reads"):
+            prompt(text).text({"text": "x"})
 
 
 def test_a_raw_prompt_has_no_roles(prompt):

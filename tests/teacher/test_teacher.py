@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -16,8 +17,8 @@ from factory.engine.errors import FactoryError
 from factory.teacher.budget import Budget, Use
 from factory.teacher.cache import Cache, key_of
 from factory.teacher.openai import OpenAI
-from factory.teacher.request import Failed, Message, Request, Response, Sampling
-from factory.teacher.teacher import Teacher
+from factory.teacher.request import Choice, Failed, Message, Request, Response, Sampling
+from factory.teacher.teacher import AHEAD, Teacher
 from tests.teacher.server import Reply, Server, prompt_of, text_of
 
 
@@ -97,6 +98,44 @@ def test_an_asker_that_is_held_up_holds_up_no_other():
         assert texts(one.ask([Request(prompt="prompt 7")])) == [[text_of("prompt 7", 0)]]
         assert texts(first) == [[text_of(f"prompt {number}", 0)] for number in range(1, 8)]
     assert set(server.answered.values()) == {1}
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_two_askers_wait_in_turn_for_what_neither_may_send_yet(tmp_path, leaves):
+    with Server() as server, teacher(server, tmp_path, Budget(requests_a_minute=300)) as one:
+        assert len(list(one.ask([Request(prompt="known")]))) == 1
+        first = one.ask(prompts(12))
+        next(first)
+        second = one.ask([Request(prompt="known"), Request(prompt="prompt 9")])
+        assert next(second).cached
+        if leaves:
+            second.close()
+        assert len(list(first)) == 11
+        assert texts(second) == ([] if leaves else [[text_of("prompt 9", 0)]])
+        assert not one._asked
+    assert set(server.answered.values()) == {1}
+
+
+def test_an_error_of_the_cache_is_no_spent_budget(tmp_path):
+    with Server() as server, teacher(server, tmp_path, Budget(requests=10)) as one:
+        one.cache._db.execute("PRAGMA query_only = 1")
+        with pytest.raises(FactoryError, match=r"readonly database: move it away, or name another folder$"):
+            list(one.ask(prompts(3)))
+        one.cache._db.execute("PRAGMA query_only = 0")
+        assert len(list(one.ask(prompts(3)))) == 3
+
+
+def test_a_fork_is_told(tmp_path):
+    with Server() as server, teacher(server) as one:
+        list(one.ask(prompts(1)))
+        child = os.fork()
+        if not child:
+            try:
+                next(one.ask(prompts(2)))
+            except RuntimeError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_equal_requests_fail_alike_and_a_failure_is_not_kept(tmp_path):
@@ -287,6 +326,39 @@ def test_a_budget_holds_for_all_workers(tmp_path):
         workers = [budgeted(server, tmp_path, f"worker {number}", 150) for number in range(3)]
         assert all("requests = 150" in worker.communicate()[0] for worker in workers)
         assert len(server.calls) == 150
+
+
+def test_what_was_not_sent_is_not_spent(tmp_path):
+    """Neither where the asker leaves, nor but for a few where it is killed."""
+    with Server(lambda p, b: Reply(delay=0.1)) as server:
+        with teacher(server, tmp_path, Budget(requests=5000), in_flight=8) as one:
+            next(one.ask(prompts(2000)))
+        left = len(server.calls)
+        with Teacher(Batches(), cache=str(tmp_path), budget=Budget(requests=5000)) as one:
+            assert left <= one.spent.requests <= left + 8
+        worker = budgeted(server, tmp_path, "killed", 5000)
+        while len(server.calls) < left + 40:
+            time.sleep(0.001)
+        worker.kill()
+        worker.communicate()
+        assert "requests = 60 " in budgeted(server, tmp_path, "buries", 60).communicate()[0]
+        with Teacher(Batches(), cache=str(tmp_path), budget=Budget(requests=5000)) as one:
+            assert len(server.calls) <= one.spent.requests <= len(server.calls) + AHEAD
+
+
+def test_a_text_that_an_engine_could_not_finish_is_no_answer(tmp_path):
+    class Gives(Batches):
+        reason = "error"
+
+        def answer(self, asks, done):
+            while batch := asks.take(16):
+                choice = Choice(text="half", finish_reason=self.reason, tokens=1)
+                done([(ask, Response(choices=(choice,), prompt_tokens=1, model="m")) for ask in batch])
+
+    for engine, kind in ((Gives(), Failed), (Gives(), Response), (Gives(), Response)):
+        with Teacher(engine, cache=str(tmp_path)) as one:
+            engine.reason = "error" if kind is Failed else "stop"
+            assert [type(answer) for answer in one.ask(prompts(2))] == [kind] * 2
 
 
 def test_what_was_in_flight_at_a_kill_is_counted(tmp_path):
