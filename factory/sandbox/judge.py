@@ -152,7 +152,9 @@ class Sandbox:
         passed: list[bool] = []
         for number, case in enumerate(task.cases, 1):
             zygote = self._zygote(_PROGRAM)
-            ended = zygote.run({"main.py": task.program}, ["main.py"], case.stdin.encode(), limits)
+            ended = zygote.run(
+                {"main.py": task.program}, ["main.py"], case.stdin.encode("utf-8", "surrogatepass"), limits
+            )
             status, detail = _ran(ended)
             if status == "passed":
                 printed = ended.stdout.decode(errors="replace")
@@ -244,7 +246,7 @@ class Sandbox:
 def _sources() -> dict[str, str]:
     """What runs in the boxes, in the order in which it is imported."""
     folder = Path(__file__).with_name("inside")
-    names = ("literals", "peer", "candidate", "driver", "court")
+    names = ("literals", "peer", "candidate", "trial", "driver", "court")
     return {f"factory.sandbox.inside.{name}": (folder / f"{name}.py").read_text() for name in names}
 
 
@@ -262,9 +264,12 @@ def _ran(ended: Execution) -> tuple[Status, str]:
 
 def _body(task: Task, nonce: bytes, one_process: bool) -> bytes:
     """What the tests' box is told of a task."""
-    calls = tuple((call.function, call.arguments, call.expected, call.tolerance) for call in task.calls)
-    fields = {"program": task.program, "tests": task.tests, "entry_point": task.entry_point, "calls": calls}
+    fields: dict[str, object] = {"program": task.program, "tests": task.tests, "entry_point": task.entry_point}
     try:
+        fields["calls"] = tuple(
+            (call.function, literal(tuple(call.arguments)), literal(call.expected), call.tolerance)
+            for call in task.calls
+        )
         body = literal({"nonce": nonce, "one_process": one_process, **fields})
     except Refused as error:
         raise FactoryError(f"{task.id or 'python'}: calls are of literals: {error}") from error

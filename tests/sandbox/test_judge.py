@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
-from factory.sandbox.inside.driver import close
 from factory.sandbox.inside.literals import Broken, Refused, literal, parse
+from factory.sandbox.inside.trial import close
 from factory.sandbox.judge import Sandbox
 from factory.sandbox.limits import Limits
 from factory.sandbox.machine import Machine
