@@ -14,8 +14,10 @@ from factory.sandbox.languages import language as language_of
 from factory.sandbox.limits import Limits
 from factory.sandbox.verdict import Call, Case, Task
 from factory.verify.check import Check
+from factory.verify.fences import fences
 
-_FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*([^\s`{]*)[^\n`]*$")
+_MARK = re.compile(r"[^\s{]*")
+"""The language in an info string, before attributes."""
 _THOUGHT = "</think>"
 _sandboxes: dict[int, Sandbox] = {}
 _lock = threading.Lock()
@@ -42,7 +44,7 @@ def passes(
     if not program.strip():
         return Check(False, "no program in the response")
     given = {"cases": tuple(cases), "calls": tuple(calls), "tests": tests, "entry_point": entry_point}
-    verdict = _sandbox().judge(Task(language=language, program=program, limits=limits, **given))  # type: ignore[arg-type]
+    verdict = sandbox().judge(Task(language=language, program=program, limits=limits, **given))  # type: ignore[arg-type]
     if verdict.status in ("sandbox_error", "toolchain_missing"):
         raise FactoryError(f"code: {verdict.status}: {verdict.detail}")
     count = len(cases) + len(calls)
@@ -56,7 +58,7 @@ def extract(response: str, language: str = "python", entry_point: str = "") -> s
     marked as of the language, where any is, else of those without a mark. A response without fences is a program. What
     stands before the end of a thought (`</think>`) does not count."""
     answer = response.rpartition(_THOUGHT)[2]
-    blocks = _blocks(answer)
+    blocks = [(_MARK.match(block.info)[0], block.body) for block in fences(answer)]  # type: ignore[index]
     if not blocks:
         return answer
     row = language_of(language)
@@ -69,26 +71,7 @@ def extract(response: str, language: str = "python", entry_point: str = "") -> s
     return naming[-1] if naming else max(of_language, key=len, default="")
 
 
-def _blocks(text: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a Markdown text, with their marks. One that is not closed goes on to the end."""
-    found: list[tuple[str, str]] = []
-    fence, mark = "", ""
-    lines: list[str] = []
-    for line in text.splitlines():
-        match = _FENCE.match(line)
-        if not fence and match:
-            fence, mark, lines = match[1], match[2], []
-        elif fence and line.strip().startswith(fence) and not line.strip().strip(fence[0]):
-            found.append((mark, "\n".join(lines) + "\n"))
-            fence = ""
-        else:
-            lines.append(line)
-    if fence:
-        found.append((mark, "\n".join(lines) + "\n"))
-    return found
-
-
-def _sandbox() -> Sandbox:
+def sandbox() -> Sandbox:
     """That of this process: made at first use, closed at its end. A forked process makes its own."""
     with _lock:
         if os.getpid() not in _sandboxes:
