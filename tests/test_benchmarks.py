@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,24 @@ def test_dual_chunks_beside_full_attention():
     printed = benchmark("chunks", "--lengths", "512", "1024", "--chunk-size", "256", "--local-size", "64")
     rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) \| (\d+) \| ([\d.]+) \| (\d+) \|$", printed, re.MULTILINE)
     assert [row[0] for row in rows] == ["512", "1,024"]
+
+
+@pytest.mark.slow
+def test_the_teacher_keeps_up_with_a_fast_server():
+    """A thousand requests for each second of a core, with 2,000 in flight and memory that does not grow with them."""
+    printed = benchmark("teacher", "--requests", "12000", "--rounds", "1")
+    rows = {line[:22].strip(): line[22:].split() for line in printed.splitlines() if "teacher" in line[:22]}
+    for name in ("teacher, cache", "teacher, no cache"):
+        rate, *_, in_flight, _, grown = (float(word.replace(",", "")) for word in rows[name])
+        assert rate >= 1000 and in_flight >= 1900 and grown < 150
+
+
+@pytest.mark.slow
+def test_verdicts_beside_bare_processes(data):
+    """A verdict from two boxes costs less of the processor than one of HumanEval's way, and all of them are right."""
+    if not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed: apt-get install bubblewrap")
+    printed = benchmark("sandbox", "--repeats", "1", "--rounds", "2")
+    rows = {line[:20].strip(): line[20:].split() for line in printed.splitlines() if line.rstrip().endswith("%")}
+    assert rows["sandbox"][-1] == "100.0%"
+    assert float(rows["sandbox"][2]) < float(rows["fresh process"][2])

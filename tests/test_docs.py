@@ -88,6 +88,9 @@ def test_the_reference_is_what_the_steps_say():
     assert written == reference.markdown(), "docs/reference.md is old: factory steps --markdown > docs/reference.md"
 
 
-@pytest.mark.parametrize("room", ["engine", "kernels", "corpus", "model", "report", "sandbox", "synth", "teacher", "verify"])
+ROOMS = ["engine", "kernels", "corpus", "model", "report", "sandbox", "synth", "teacher", "verify"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_every_room_has_a_page(room):
     assert (REPOSITORY / "docs" / f"{room}.md").exists()

@@ -112,7 +112,7 @@ class Events:
     """Whom the executor tells what happens; the driver shows it."""
 
     started: Callable[[], None] = lambda: None
-    progress: Callable[[int, int], None] = lambda rows, size: None
+    progress: Callable[[int, int, int], None] = lambda rows, size, made: None
     finished: Callable[[Job], None] = lambda job: None
     notice: Callable[[str], None] = lambda text: None
 

@@ -34,7 +34,7 @@ class Progress:
         self.brief = brief
         self.title, self.tasks, self.weight = title, tasks, max(weight, 1)
         self.stream = stream or sys.stderr
-        self.done = self.done_weight = self.rows = self.bytes = 0
+        self.done = self.done_weight = self.rows = self.bytes = self.made = 0
         self.ratio = 1.0  # weight of a byte read, as finished tasks tell: so unfinished ones count too
         self.reached = 0.0
         self.begun = self.shown = time.monotonic()
@@ -51,9 +51,10 @@ class Progress:
         """Rates and the time left count from here."""
         self.begun = self.shown = time.monotonic()
 
-    def read(self, rows: int, size: int) -> None:
+    def read(self, rows: int, size: int, made: int) -> None:
         self.rows += rows
         self.bytes += size
+        self.made += made
         self._show()
 
     def finish_task(self, weight: int) -> None:
@@ -66,6 +67,8 @@ class Progress:
     def line(self) -> str:
         elapsed = max(time.monotonic() - self.begun, 1e-9)
         rate = f"{self.rows / elapsed:,.0f} rows/s, {self.bytes / elapsed / 1e6:,.1f} MB/s"
+        if self.made:
+            rate += f", {self.made:,} rows made"
         left = ""
         if self.reached and self.done < self.tasks:
             left = f", {duration(elapsed * (self.weight - self.reached) / self.reached)} left"

@@ -124,7 +124,8 @@ class Step:
     version: ClassVar[int] = 1
     resources: ClassVar[str] = "cpu"
     rows_a_call: ClassVar[int | None] = None
-    """At most so many rows in a call, for steps that are slow a row: the time limit is for a call."""
+    """At most so many rows in a call, for steps that are slow a row: the time limit is for a call. Of a Regroup: at
+    most so many rows in a batch that it is given, so that progress is told as it pulls them."""
     located: ClassVar[tuple[str, ...]] = ()
     """Options that say where something lies: not part of the identity, the content found there is."""
 
@@ -222,13 +223,17 @@ class Filter(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class Regroup(Step):
-    """The rows of a shard in, other rows out: each row that comes in is consumed, each that goes out is made."""
+    """The rows of a shard in, other rows out: each row that comes in is consumed, each that goes out is made.
+
+    A row that cannot be made is a `Failure`, which counts as made and as failed. `batches` is pulled lazily: what is
+    asked of a server or put in a window may reach over batches. An exception here is no row's fault and ends the task.
+    """
 
     def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
         """The part of the work that is done row by row, as a Map does it."""
         return batch
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
         """`batches` are all of a shard's prepared rows, in order. Rows made carry the ids of those consumed."""
         raise NotImplementedError
 

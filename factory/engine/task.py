@@ -25,8 +25,8 @@ HELD_FAILURES = 500
 HOPELESS = 100
 """A step at which the first so many rows of a task all fail is broken: the task ends, the rows are not to blame."""
 
-Read = Callable[[int, int], None]
-"""Called with rows and bytes read since the last call."""
+Read = Callable[[int, int, int], None]
+"""Called with rows and bytes read, and rows made by a Regroup, since the last call."""
 
 
 class StageTask:
@@ -144,7 +144,7 @@ class StageTask:
                 count.failed += 1
                 self._hold_failure(count.use, item)
             else:
-                for batch in shard.rebatch(iter([shard.conform(item, schema)]), BATCH_BYTES):
+                for batch in self._pieces(shard.rebatch(iter([shard.conform(item, schema)]), BATCH_BYTES)):
                     size = int(shard.row_bytes(batch).sum())
                     count.rows_in += batch.num_rows
                     count.kept += batch.num_rows
@@ -153,7 +153,7 @@ class StageTask:
                     count.cpu_seconds += time.process_time() - begun
                     self.batch_number += 1
                     yield batch, Memo(batch.num_rows)
-                    self.progress(batch.num_rows, size)
+                    self.progress(batch.num_rows, size, 0)
                     begun = time.process_time()
         count.cpu_seconds += time.process_time() - begun
 
@@ -163,7 +163,7 @@ class StageTask:
         if stage.decided:
             applied = gather.read_decisions(stage.decided, self.number)
         row = 0
-        for batch in shard.read_batches(stage.inputs[self.number], shard.unpack_schema(stage.before)):
+        for batch in self._pieces(shard.read_batches(stage.inputs[self.number], shard.unpack_schema(stage.before))):
             begun = time.process_time()
             size = int(shard.row_bytes(batch).sum())
             memo = Memo(batch.num_rows)
@@ -177,7 +177,17 @@ class StageTask:
             count.cpu_seconds += time.process_time() - begun
             self.batch_number += 1
             yield batch, memo
-            self.progress(batch.num_rows, size)
+            self.progress(batch.num_rows, size, 0)
+
+    def _pieces(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches in pieces of as many rows as a Regroup of this stage takes at once."""
+        sizes = [step.rows_a_call for step in self.opened.steps if isinstance(step, Regroup) and step.rows_a_call]
+        if not sizes:
+            yield from batches
+            return
+        size = min(sizes)
+        for batch in batches:
+            yield from (batch.slice(at, size) for at in range(0, batch.num_rows, size))
 
     def _apply(
         self, batch: pa.RecordBatch, memo: Memo, applied: gather.Applied, row: int, count: StepCount
@@ -259,11 +269,19 @@ class StageTask:
                 count.cpu_seconds += time.process_time() - begun
                 yield _living(outcome.batch, outcome.memo)
 
-        for batch in step(prepared()):
+        for made in step(prepared()):
+            rows = 1 if isinstance(made, Failure) else made.num_rows
+            count.made += rows
+            self.progress(0, 0, rows)
+            if isinstance(made, Failure):
+                count.failed += 1
+                self._hold_failure(count.use, made)
+                if not count.kept and count.failed >= HOPELESS:
+                    raise RuntimeError(_hopeless(count, made.error))
+                continue
+            count.kept += rows
             self.batch_number += 1  # what comes after it are other calls than those on what went in
-            count.made += batch.num_rows
-            count.kept += batch.num_rows
-            yield batch, Memo(batch.num_rows)
+            yield made, Memo(rows)
 
     # What leaves the pipeline.
 
@@ -339,9 +357,7 @@ class StageTask:
             return
         count.failed += len(failed)
         if count.failed == count.rows_in and count.failed >= HOPELESS:
-            raise RuntimeError(
-                f"{count.use}: all of its first {count.failed} rows failed, the last with {failed[-1][1]}"
-            )
+            raise RuntimeError(_hopeless(count, failed[-1][1]))
         ids = batch.column("id").take(pa.array([row for row, _ in failed])).to_pylist()
         texts: list[Any] = [b""] * len(failed)
         for name in ("text", "html"):
@@ -370,6 +386,10 @@ class StageTask:
         arrays = [pa.array(c, FAILED.field(i).type) for i, c in enumerate(columns)]
         self.failed.write(pa.RecordBatch.from_arrays(arrays, schema=FAILED))
         self.failures = []
+
+
+def _hopeless(count: StepCount, error: str) -> str:
+    return f"{count.use}: all of its first {count.failed} rows failed, the last with {error}"
 
 
 def _measured(step: Map | Filter, entry: Entry) -> Callable[[pa.RecordBatch, Memo], Mapped]:

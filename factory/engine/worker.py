@@ -71,7 +71,7 @@ class Workbench:
                 task[2],
                 suspicion,
                 lambda at: say("at", at),
-                lambda rows, size: say("progress", rows, size),
+                lambda *counts: say("progress", *counts),
             )
 
 

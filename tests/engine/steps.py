@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from annotated_types import Ge
 
 from factory.engine import gather
+from factory.engine.errors import FactoryError
 from factory.engine.step import (
     Context,
     Failure,
@@ -169,6 +171,42 @@ class Pairs(Regroup):
                 "text": pa.array([" ".join(t for _, t in rows)], pa.large_string()),
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Regroup):
+    """`n` rows of each, of which those whose id ends in a name of `fails` cannot be made. It looks `ahead` rows in
+    advance, as a step does that has requests in flight; at the row `stops` a service is gone while `flag` is there."""
+
+    n: int = 3
+    fails: tuple[str, ...] = ()
+    ahead: int = 10
+    stops: str = ""
+    flag: str = ""
+    rows_a_call: ClassVar[int | None] = 7
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
+        held: deque[dict[str, str]] = deque()
+        for batch in batches:
+            assert self.rows_a_call is not None and batch.num_rows <= self.rows_a_call
+            held += batch.to_pylist()
+            while len(held) > self.ahead:
+                yield from self.made(held.popleft())
+        for row in held:
+            yield from self.made(row)
+
+    def made(self, row: dict[str, str]) -> Iterator[pa.RecordBatch | Failure]:
+        if row["id"] == self.stops and os.path.exists(self.flag):
+            raise FactoryError("the service is gone: start it again")
+        for sample in range(self.n):
+            id_ = f"{row['id']}-{sample}"
+            if id_.endswith(self.fails):
+                yield Failure(id_, "cannot be made", "", row["text"].encode())
+            else:
+                yield pa.RecordBatch.from_pylist(
+                    [{"id": id_, "text": row["text"]}],
+                    pa.schema([("id", pa.large_string()), ("text", pa.large_string())]),
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from factory.engine import files, manifest
+from factory.engine.errors import FactoryError
 from tests.conftest import REPOSITORY
 from tests.engine.build import build, check_law, content, make
 
-OPTIONAL = st.lists(st.sampled_from(["Shout", "DropOdd", "Once", "Pairs"]), min_size=0, max_size=5)
+OPTIONAL = st.lists(st.sampled_from(["Shout", "DropOdd", "Once", "Pairs", "Sampled"]), min_size=0, max_size=5)
 
 
 @given(rows=st.integers(0, 300), shards=st.integers(1, 7), bad=st.booleans(), steps=OPTIONAL, data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_is_accounted_for(tmp_path_factory, rows, shards, bad, steps, data):
     source = {"use": "Numbers", "rows": rows, "shards": shards, "bad": bad, "distinct": 100}
-    entries = [{"use": step, "keep_rows": data.draw(st.booleans())} for step in steps]
+    fails = {"Sampled": {"n": 2, "fails": ["5-1", "7-0"]}}
+    entries = [{"use": step, "keep_rows": data.draw(st.booleans()), **fails.get(step, {})} for step in steps]
     root = tmp_path_factory.mktemp("law")
     built = build(make(source, *entries), root)
     check_law(built)
@@ -39,6 +41,40 @@ def test_ids_recount_what_a_regroup_consumed(tmp_path):
     ids = duckdb.sql(f"select id from '{built.folder}/rows/*.parquet'").fetchall()
     assert sorted(part for (i,) in ids for part in i.split("+")) == sorted(f"n{n}" for n in range(101))
     assert built.counts["rows_consumed"] == 101 and built.counts["rows_made"] == len(ids)
+
+
+def test_a_row_that_a_regroup_cannot_make_is_made_and_failed(tmp_path):
+    steps = {"use": "Numbers", "rows": 40, "shards": 2}, {"use": "Sampled", "fails": ["7-2", "8-0"]}, {"use": "Once"}
+    built = build(make(*steps), tmp_path)
+    check_law(built)
+    failed = duckdb.sql(f"select id, step, error, data from '{built.folder}/failed/*.parquet'").fetchall()
+    assert sorted(row[0] for row in failed) == sorted(f"n{t}{s}" for t in ["", 1, 2, 3] for s in ("7-2", "8-0"))
+    assert {row[1:3] for row in failed} == {("tests.engine.steps:Sampled", "cannot be made")}
+    assert all(row[3] for row in failed)
+    counts = built.counts
+    assert (counts["rows_consumed"], counts["rows_made"], counts["rows_failed"]) == (40, 120, 8)
+    assert counts["rows_kept"] == 40  # of three equal texts the first that was made stays
+
+
+def test_a_regroup_that_makes_nothing_is_broken(tmp_path):
+    steps = [{"use": "Numbers", "rows": 60, "shards": 1}, {"use": "Sampled", "fails": ["0", "1", "2"]}]
+    with pytest.raises(RuntimeError, match="Sampled: all of its first 100 rows failed, the last with cannot be made"):
+        build(make(*steps), tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_regroup_that_lost_its_service_ends_the_run_and_goes_on_later(tmp_path, workers):
+    flag = tmp_path / "gone"
+    flag.touch()
+    service = {"use": "Sampled", "fails": ["7-2"], "stops": "n33", "flag": str(flag)}
+    steps = {"use": "Numbers", "rows": 40, "shards": 4}, service, {"use": "DropOdd"}
+    with pytest.raises(FactoryError, match="the service is gone: start it again"):
+        build(make(*steps), tmp_path / "rough", workers)
+    flag.unlink()
+    rough = build(make(*steps), tmp_path / "rough", workers)
+    calm = build(make(*steps), tmp_path / "calm")
+    assert content(rough, "rows", "dropped", "failed") == content(calm, "rows", "dropped", "failed")
+    check_law(rough)
 
 
 STEPS = (

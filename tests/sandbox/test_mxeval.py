@@ -44,10 +44,11 @@ def test_solutions_pass_and_broken_ones_do_not(name, data, sandbox):
     if missing := language(name).missing():
         pytest.skip(missing)
     known = exceptions()
-    judged = [judge(sandbox, problem) for problem in sample(problems(data, name), SAMPLE[name])]
-    assert [one for one in judged if one.status != "passed" and one.id not in known] == []
-    assert [one for one in judged if one.status == "passed" and not one.broken] == []
-    assert sum(one.status == "passed" for one in judged) > len(judged) / 2
+    sound = [problem for problem in sample(problems(data, name), SAMPLE[name]) if problem.id not in known]
+    judged = [judge(sandbox, problem) for problem in sound]
+    assert len(judged) > 1
+    assert [one for one in judged if one.status != "passed"] == []
+    assert [one for one in judged if not one.broken] == []
 
 
 @pytest.mark.slow

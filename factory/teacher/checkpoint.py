@@ -1,0 +1,87 @@
+"""A model that runs in this process, a Hugging Face folder or a name at a hub: what it is, and what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factory.engine.errors import FactoryError
+from factory.teacher.engine import OF_A_MODEL
+from factory.teacher.request import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Unanswerable(Exception):
+    """A request that this model cannot answer, and why: the others can be."""
+
+
+def content(model: str) -> tuple[str, ...]:
+    """The files of a checkpoint folder that decide what it says; none for a name at a hub.
+
+    FactoryError where it is a path to nothing, or to a folder without a model.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if not model or folder.is_absolute() or model.startswith(".") or model.count("/") > 1:
+            raise FactoryError(f"model = {model!r}: no such folder: give one in Hugging Face's form")
+        return ()
+    if not (folder / "config.json").is_file():
+        raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form")
+    inside = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return tuple(str(path) for path in inside if path.suffix in OF_A_MODEL)
+
+
+def tokenizer_of(model: str, revision: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision or "main")
+    except Exception as error:  # of many kinds, according to which file is missing or broken
+        raise FactoryError(f"{model}: its tokenizer cannot be loaded: {_line(error)}") from error
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, request: Request, model: str) -> list[int]:
+    """The ids of a request's prompt, or of its messages as the chat template renders them.
+
+    FactoryError where there is no chat template; Unanswerable where it refuses these messages.
+    """
+    if request.prompt:
+        return list(tokenizer(request.prompt)["input_ids"])
+    if not tokenizer.chat_template:
+        raise FactoryError(
+            f"{model}: its tokenizer has no chat template, so it cannot be asked with messages: ask with a raw prompt, "
+            "or put the template into the folder as chat_template.jinja"
+        )
+    from jinja2 import TemplateError
+
+    messages = [message._asdict() for message in request.messages]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise Unanswerable(f"the chat template of the model refuses the messages: {_line(error)}") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def check_length(prompt: list[int], max_tokens: int, positions: int | None) -> None:
+    """Unanswerable where prompt and answer are more than the model is made for."""
+    if not prompt:
+        raise Unanswerable("the prompt has no tokens")
+    if positions and len(prompt) + max_tokens > positions:
+        raise Unanswerable(
+            f"a prompt of {len(prompt):,} tokens and max_tokens = {max_tokens:,} are more than the {positions:,} "
+            "that the model is made for"
+        )
+
+
+def special_stops(tokenizer: PreTrainedTokenizerBase, stop: Iterable[str]) -> set[int]:
+    """The ids of stop strings that are special tokens: those never show in the text."""
+    special = set(tokenizer.all_special_ids)
+    ids: Any = tokenizer.convert_tokens_to_ids(list(stop))
+    return special.intersection(one for one in ids if one is not None)
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
