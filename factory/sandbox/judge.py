@@ -92,7 +92,10 @@ class Sandbox:
         FactoryError where the task has nothing to judge by, or its language is unknown."""
         found = Verdict("sandbox_error")
         for _ in range(ATTEMPTS):
-            found = self._judge(task)
+            try:
+                found = self._judge(task)
+            except OSError as error:  # no descriptor, process or memory for it now
+                found = Verdict("sandbox_error", f"{type(error).__name__}: {error}")
             if found.status != "sandbox_error":
                 break
         return found

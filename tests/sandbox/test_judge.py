@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -22,6 +24,7 @@ from factory.sandbox.prepare import with_helpers
 from factory.sandbox.verdict import Call, Case, Task
 from factory.sandbox.wrong import mutants, wrong_programs
 from factory.sandbox.zygote import PythonZygote
+from tests.conftest import REPOSITORY
 
 
 def python(program: str, **fields) -> Task:
@@ -285,6 +288,39 @@ def test_no_descriptor_stays_open(sandbox: Sandbox):
     for _ in range(5):
         sandbox.judge(task)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_lack_of_descriptors_is_told_and_is_no_failure_of_the_program(sandbox: Sandbox):
+    source = """
+import os, resource
+from factory.engine.errors import FactoryError
+from factory.sandbox.judge import Sandbox
+from factory.sandbox.verdict import Call, Task
+
+def few(more):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + more, 4096))
+
+few(4)
+try:
+    Sandbox()
+except FactoryError as error:
+    print(str(error).count(chr(10)), 'Too many open files' in str(error))
+few(1000)
+task = Task(language='python', program='def f(): return 1', calls=(Call('f', (), 1),))
+with Sandbox(workers=1) as sandbox:
+    print(sandbox.judge(task).status)
+    for more in range(2, 8):
+        few(more)
+        seen = sandbox.judge(task).status
+        assert seen in ('sandbox_error', 'passed'), seen
+        before = len(os.listdir('/proc/self/fd'))
+        assert sandbox.judge(task).status == seen and len(os.listdir('/proc/self/fd')) == before
+        print(seen) if more == 2 else None
+    few(1000)
+    print(sandbox.judge(task).status)
+"""
+    done = subprocess.run([sys.executable, "-c", source], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["0 True", "passed", "sandbox_error", "passed"], done
 
 
 def test_what_cannot_be_judged_is_told(sandbox: Sandbox):
