@@ -58,6 +58,18 @@ PAIRS = {
         "def f(x): return 1",
         "def f(x): return x * x",
     ),
+    "an exception that the tests raise": (
+        "def check(candidate):\n    try:\n        candidate(-1)\n        assert False\n"
+        "    except Negative as error:\n        assert str(error) in ('', '-1')",
+        "Negative = AssertionError\ndef f(x): return 0",
+        "class Negative(ValueError): pass\ndef f(x): raise Negative(x)",
+    ),
+    "an exception in a class": (
+        "def check(candidate):\n    try:\n        candidate(-1)\n        assert False\n"
+        "    except candidate.Negative:\n        pass",
+        "class f:\n    Negative = Exception\n    def __init__(self, x): pass",
+        "class f:\n    class Negative(Exception): pass\n    def __init__(self, x): raise self.Negative",
+    ),
     "a helper that is passed": (
         ONE + "n = Node(4)\n    assert candidate(n) == 5\n    n.value = 7\n    assert candidate(n) == 8",
         "class Node:\n    def __init__(s, v): s.value = v\ndef f(n): return 5",

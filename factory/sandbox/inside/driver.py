@@ -89,6 +89,13 @@ class Driver(Peer):
         self.unfit = True
         return self._break(why)
 
+    def own_exception(self, kind: type[BaseException], name: str) -> type[BaseException]:
+        """A class of the program that tests catch by its name. One of Python's, as AssertionError, could be raised by
+        the tests themselves."""
+        if kind.__module__ == "builtins":
+            raise self.unfitting(f"the tests use {name} of the program, which is {kind.__name__}: name that")
+        return kind
+
     def asked(self, kind: type, *message: object) -> Any:
         """The answer, which must be of exactly this type."""
         value = self.request(*message)
@@ -187,7 +194,9 @@ def _asked(handle: Handle, kind: type, verb: str) -> Any:
 def _lent(handle: Handle, value: object, part: str) -> object:
     """What is had of a handle: of a helper only what makes objects in its turn, as math.isclose could be anything."""
     peer, _, of, name = _of(handle)
-    if of != "helper" or (isinstance(value, type) and issubclass(value, BaseException)):
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return peer.own_exception(value, f"{name}.{part}")
+    if of != "helper":
         return value
     if type(value) is not Handle:
         raise peer.unfitting(f"the tests use {name}.{part} of the program, which may lie: define it in the tests")
@@ -239,7 +248,7 @@ class Names(dict):
         except KeyError:
             raise NameError(f"name {name!r} is not defined, neither by the tests nor by the program") from None
         if isinstance(found, type) and issubclass(found, BaseException):
-            return found
+            return self._peer.own_exception(found, name)
         makes = type(found) is Handle and _of(found)[2] in ("class", "object")
         # Tests that use math and do not import it would ask the program's.
         judged = judged or self._entry_point == name or (not self._entry_point and not (makes and name in LIBRARY))
