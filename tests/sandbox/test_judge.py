@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import os
@@ -124,6 +125,11 @@ def test_values_pass_both_ways_between_the_boxes(sandbox: Sandbox, values):
         ("1", 1, 1.0, False),
         (None, 0, 1.0, False),
         (2.0000001, 2, 1e-6, True),
+        (1.0, complex(math.inf, 0), 1.0, False),
+        (complex(1, 1e-9), 1 + 0j, 1e-6, True),
+        (collections.OrderedDict(a=1, b=2), collections.OrderedDict(b=2, a=1), 0.0, False),
+        (collections.OrderedDict(a=1, b=2), {"b": 2, "a": 1}, 0.0, True),
+        (collections.Counter(a=1, b=0), collections.Counter(a=1), 0.0, True),
     ],
 )
 def test_what_counts_as_equal(value, expected, tolerance, good):

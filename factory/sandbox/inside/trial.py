@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 def close(value: Any, expected: Any, tolerance: float) -> bool:
     """Python's equality; with a tolerance, floats in the same places may differ by it. NaN is like NaN."""
+    if value == expected:
+        return True
     if isinstance(expected, float) and type(value) in (int, float, bool):
-        if value == expected or (value != value and expected != expected):
+        if value != value and expected != expected:
             return True
         if not tolerance or value in (_INF, -_INF) or expected in (_INF, -_INF):
             return False
         return abs(value - expected) <= tolerance * max(1.0, abs(expected))
     if isinstance(expected, complex) and type(value) in (int, float, complex):
-        return value == expected or (tolerance > 0 and abs(value - expected) <= tolerance * max(1.0, abs(expected)))
+        return tolerance > 0 and abs(expected) < _INF and abs(value - expected) <= tolerance * max(1.0, abs(expected))
     if isinstance(expected, (list, tuple)):
         if type(value) is not type(expected) or len(value) != len(expected):
             return False
@@ -34,10 +36,12 @@ def close(value: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(expected, dict):
         if not isinstance(value, dict) or value.keys() != expected.keys():
             return False
+        if type(value) is type(expected) and type(value).__name__ == "OrderedDict" and list(value) != list(expected):
+            return False
         return all(close(value[key], other, tolerance) for key, other in expected.items())
     if type(expected) is int and tolerance and type(value) is float:
         return close(float(expected), value, tolerance)
-    return bool(value == expected)
+    return False
 
 
 _INF = float("inf")
