@@ -31,7 +31,7 @@ BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 JOINED = re.compile(r"(?:[\s$,;]|\\[()\[\]])*(?:(?P<word>and|or|和|或)(?:[\s$]|\\[()\[\]])*)?")
 HASHES = re.compile(r"####[ \t]*([^\n]{1,1000})")
 TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end)\|>|</s>|<\|im_start\|>\s*(?:user|system)")
-ANOTHER = re.compile(r"\n\s*(?:\*\*|#+ )?(?:Question|Problem|Q|Human|User|问题|题目)\s*\d{0,4}\s*[:：]")
+ANOTHER = re.compile(r"\n[ \t]*(?:\*\*|#+ )?(?:Question|Problem|Q|Human|User|问题|题目) ?\d{0,4} ?[:：]")
 CUE = re.compile(
     r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b"
     r"(?:(?P<between>[^\n.:：=]{0,80}?)(?:\b(?:is|are|was|would\s+be|will\s+be|equals)\b\s*:?|[:：=])|\W{0,6}\n)",
@@ -48,7 +48,8 @@ STOP = re.compile(r"[.!?](?=[\s*_\"')]|$)|[。！；]|\n|<\|")
 NUMBER = re.compile(
     r"(?<![\w.^\\{])(?:(?<=[\s(=:$€£])-|^-)?\s?[\$€£]?(?:\\\$)?-?"
     r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|,\\!)\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:[eE][+-]?\d+)?(?:\s+\d+/\d+|\s*/\s*\d+(?![\w/])|\s*\\[dt]?frac\{\d+\}\{\d+\})?(?:\s?\\?%|\s+percent\b)?"
+    r"(?:[eE][+-]?\d+)?(?:\s+\d+/\d+|\s*/\s*\d+(?![\w/])|\s*\\[dt]?frac\{\d+\}\{\d+\})?"
+    r"(?:\s?\\?%|\s+(?:percent|hundred|thousand|[mbtr]+illion|dozen)\b)?"
     r"|-?\\[dt]?frac\{-?\d+\}\{\d+\}(?:\s?\\?%)?"
 )
 MATH = re.compile(
@@ -56,15 +57,50 @@ MATH = re.compile(
 )
 MONEY = re.compile(r"^\\?\$\s*")
 DENIED = re.compile(
-    r"\b(?:not|or|either|neither|between|than|least|most|cannot|unknown|except|unless)\b|n't\b|不", re.IGNORECASE
+    r"\b(?:not|or|either|neither|between|than|least|most|cannot|unknown|except|unless|never|unlikely|whether)\b"
+    r"|\banything but\b|n't\b|不",
+    re.IGNORECASE,
 )
 DENIAL = re.compile(
-    r"(?:\bnot|n't|\bthan|\bat least|\bat most|\bcannot|\bbetween \S+ and|不是?)(?:\s+be)?[\s$]*$", re.IGNORECASE
+    r"(?:\bnot|n't|\bthan|\bat least|\bat most|\bcannot|\bbetween \S+ and|\bnever|\banything but|\bunlikely to|不是?)"
+    r"(?:\s+be)?[\s$]*$",
+    re.IGNORECASE,
 )
-HEDGE = re.compile(r"(\S+)\s+or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?$", re.IGNORECASE)
+DOUBTED = re.compile(
+    r"\b(?:(?:doubt|unlikely|whether|if|suppose|assum\w+|false|untrue|deny)|(?:not|\w+n't) (?:think|believe|say|true))"
+    r"(?: that)?(?: the| my)?(?: \w+)? answers?\b(?:[^\n.!?]|\.(?=\d))*"
+    r"|\b(?:wrong|incorrect|false) answers?\b(?:[^\n.!?]|\.(?=\d))*",
+    re.IGNORECASE,
+)
+"""What is said of an answer that is not given."""
+ALTERED = (
+    re.compile(
+        r"(?:\b(?:half|twice|thrice|double|triple|over|under|above|below|beyond|up to|minus|negative|log|ln|sin|cos|tan"
+        r"|sqrt|(?:square|cube) root|root|square|cube|sum|product|reciprocal|inverse|opposite|negation|factorial)"
+        r"(?:\s+of)?(?:\s+the)?(?:\s+number)?|\\sqrt)[\s$({]*$",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"[$)}\s]*(?:(?:squared|cubed|factorial)\b|and (?:a|one|two|three)\b|(?:st|nd|rd|th)\b)"
+        r"|[^\n.!]{0,200}\?",
+        re.IGNORECASE,
+    ),
+)
+"""Before and after a number: words that make another value of it, or a question."""
+HEDGE = re.compile(r"(\S+)\s+or\s+(?:maybe\s+|perhaps\s+|possibly\s+|it\s+is\s+|it's\s+)?$", re.IGNORECASE)
+LISTED = re.compile(
+    r"(\d[\d.]*)(?:[ \t,;|&]+(?:and|maybe|perhaps|possibly)[ \t]+|[ \t]*[;|&][ \t]*|[ \t,]+\d[\d.]*[ \t,]+)$",
+    re.IGNORECASE,
+)
+"""Before the last number: another, which it does not replace."""
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[\u4e00-\u9fff]")
 EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx|≈")
-OPTION = re.compile(r"(?:option|choice)?\s*\(?([A-J])\)?(?:\s*[.,]?\s+(?:is|because|since|as)\b.*)?", re.DOTALL)
+OPTION = re.compile(
+    r"(?:option|choice)?\s*\(?([A-J])\)?"
+    r"(?:\s*[.,]?\s+(?:is(?!\s+(?:not|never|wrong|incorrect|false|out|im\w+|un\w+)\b)|because|since|as)\b.*)?",
+    re.DOTALL,
+)
+LABEL = re.compile(r"\A\s*[A-J][.)]\s+")
 
 
 def final_answer(response: str) -> str:
@@ -76,11 +112,12 @@ def final_answer(response: str) -> str:
     hashes = HASHES.findall(text)
     if hashes:
         return tidy(hashes[-1])
+    text = DOUBTED.sub(" ", text)
     cued = _cued(text)
     if cued is not None:
         return cued
     text = text.strip()
-    if len(text) <= BRIEF and "\n" not in text and not re.search(r"[.!?]\s+\S", text):
+    if len(text) <= BRIEF and "\n" not in text and not re.search(r"[.!?]\s+\S", LABEL.sub("", text, 1)):
         whole = tidy(text)
         if not _prose(whole):
             return whole
@@ -184,6 +221,8 @@ def _sentence(text: str, start: int) -> str:
     span = MATH.match(text, start)
     end = min(len(text), start + SENTENCE)
     stop = STOP.search(text, span.end() if span else start, end)
+    if stop and stop[0] == "?":
+        return ""
     return tidy(text[start : stop.start() if stop else end])
 
 
@@ -198,7 +237,8 @@ def tidy(text: str) -> str:
         text,
         flags=re.I,
     )
-    option = OPTION.fullmatch(text.strip())
+    text = re.sub(r"^(?:negative|minus)\s+(?=[\d.])", "-", text.strip(), flags=re.I)
+    option = OPTION.fullmatch(text)
     if option:
         return option[1]
     span = MATH.fullmatch(text)
@@ -212,9 +252,9 @@ def tidy(text: str) -> str:
     spans = [next(filter(None, match.groups())) for match in MATH.finditer(text)]
     if len(spans) == 1 and not NUMBER.search(MATH.sub(" ", text)) and not _denied(text):
         return _right(spans[0])
-    numbers = [match[0].strip() for match in NUMBER.finditer(text)]
-    if len(numbers) == 1 and not spans and not _denied(text):
-        return MONEY.sub("", numbers[0])
+    numbers = list(NUMBER.finditer(text))
+    if len(numbers) == 1 and not spans and not _denied(text) and not _altered(text, *numbers[0].span()):
+        return MONEY.sub("", numbers[0][0].strip())
     return text
 
 
@@ -225,6 +265,12 @@ def _reckoned(side: str) -> bool:
 
 def _denied(text: str) -> bool:
     return bool(DENIED.search(text))
+
+
+def _altered(text: str, start: int, end: int) -> bool:
+    """Whether words beside a number make another value of it: `twice 5`, `5 squared`, `5?`."""
+    before, after = ALTERED
+    return bool(before.search(text, max(0, start - 60), start) or after.match(text, end))
 
 
 def _prose(text: str) -> bool:
@@ -260,8 +306,11 @@ def _last(text: str) -> str:
             return ""  # the response breaks off in a calculation
     else:
         return ""
-    denial = DENIAL.search(tail[:start])
+    denial = DENIAL.search(tail, max(0, start - 60), start)
     if denial:
         return f"{denial[0].strip()} {value}"
-    hedge = HEDGE.search(tail[:start])
+    if number and start == number.start() and _altered(tail, *number.span()):
+        return ""
+    near = tail[max(0, start - 60) : start]
+    hedge = HEDGE.search(near) or LISTED.search(near)
     return f"{hedge[1]} or {value}" if hedge else value

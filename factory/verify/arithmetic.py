@@ -100,7 +100,8 @@ def _line(text: str, line: int, rough: bool) -> Iterator[Equation]:
         right = _right(found, sign + 1, end, len(found))
         if not left or not right:
             continue
-        reckoned = any(token.kind in OPERATORS or token.text == r"\frac" for token in _bare(left)[1:])
+        bare = _bare(left)
+        reckoned = any(t.kind in OPERATORS for t in bare[1:]) or any(t.text == r"\frac" for t in bare)
         if not reckoned and not (whole and place and chained == signs[place - 1]):
             continue
         rounds = "about" if found[sign].kind == "≈" else "whole" if rough else ""

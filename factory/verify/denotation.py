@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from json import JSONDecodeError, loads
 
+from factory.engine.errors import FactoryError
 from factory.verify.check import Check
 from factory.verify.structure import shown
 
@@ -152,11 +153,14 @@ def denotation(response: str, answers: Sequence[str] | str) -> Check:
 
     Two values match where their normalised texts, their numbers or their dates are equal. Both sides are read in
     all spellings of `number` and `day`, as the data set's own targets were by a tagger. Text for `answers` is read as
-    `items` reads it.
+    `items` reads it. Raises `FactoryError` where there is no right answer: an empty one would be right.
     """
+    right = items(answers) if isinstance(answers, str) else answers
+    if not right:
+        raise FactoryError("denotation: the right answer is empty")
+    wanted = {one.identity(): one for one in map(value, right)}
     if len(response) > ANSWER:
         return Check(False, f"{len(response):,} characters: more than {ANSWER:,} are no answer")
-    wanted = {v.identity(): v for v in map(value, items(answers) if isinstance(answers, str) else answers)}
     given = items(response)
     if any(len(item) > ITEM for item in given):
         return Check(False, f"an item of more than {ITEM:,} characters")

@@ -172,7 +172,7 @@ def not_mixed(response: str, language: str) -> Check:
 LINES, ROUNDS, MIDDLE, RATIO, SENTENCE = 6, 4, 8, 10.0, 600
 """Equal lines, rounds of a loop at the end and elsewhere, compression, words without an end: from here too many."""
 _TOKEN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\w'’]+|[^\w\s]")
-_SAME = re.compile(r"([^\s\-=_*.#~|+/\\])\1{59,}")
+_SAME = re.compile(r"([^\s\-=_*.#~|+/\\])\1{59,}|(.)\2{999,}", re.DOTALL)
 _PERIOD = re.compile(r"([^\W\d_]{2,20}?)\1{15,}")
 _STOP = re.compile(r"[.!?…؟।。！？;:；：\n]")
 
@@ -220,7 +220,7 @@ def circles(tokens: list[str]) -> tuple[int, int, int]:
 def not_degenerate(response: str) -> Check:
     """Whether an answer is free of repetition without end.
 
-    Not passed: one character 60 times in a row (rules and dots may be longer), a syllable 16 times; the same line of
+    Not passed: one character 60 times in a row (of rules, dots and spaces 1,000), a syllable 16 times; the same line of
     8 letters or more 6 times and in a third of all lines; an end that comes round 4 times in 24 words or more (marks
     with spaces between: 60), the last one cut off or not; a loop of 8 rounds and 40 words anywhere; more than half of
     all 6-grams of words seen before; 1,000 bytes of words that zlib makes 10 times smaller; 600 words without the
@@ -231,7 +231,8 @@ def not_degenerate(response: str) -> Check:
     except Malformed as error:
         return Check(False, str(error))
     if found := _SAME.search(text) or _PERIOD.search(text):
-        return Check(False, f"{shown(found[1])} {len(found[0]) // len(found[1])} times in a row")
+        same = found[found.lastindex or 0]
+        return Check(False, f"{shown(same)} {len(found[0]) // len(same)} times in a row")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line, times = Counter(lines).most_common(1)[0] if lines else ("", 0)
     if times >= LINES and 3 * times >= len(lines) and _letters(line) >= 8:
@@ -284,7 +285,10 @@ def _tokenizer(folder: str) -> Any:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise FactoryError(f"{path}: no tokenizer; give a folder with tokenizer.json")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no other kind
+        raise FactoryError(f"{path}: no tokenizer: {error}; give a folder with tokenizer.json") from None
 
 
 def length(
@@ -292,8 +296,11 @@ def length(
 ) -> Check:
     """Whether an answer has from `minimum` to `maximum` tokens, as the tokenizer in a folder (tokenizer.json) counts.
 
-    Without a tokenizer, `words` (a letter each in scripts without spaces) or `characters`, as `unit` says.
+    Without a tokenizer, `words` (a letter each in scripts without spaces) or `characters`, as `unit` says. Raises
+    `FactoryError` for another unit, where no tokenizer is found, and where nothing has such a length.
     """
+    if maximum is not None and minimum > maximum:
+        raise FactoryError(f"length: minimum = {minimum} is more than maximum = {maximum}")
     if tokenizer:
         count, unit = len(_tokenizer(tokenizer).encode(response, add_special_tokens=False).ids), "tokens"
     elif unit == "words":

@@ -9,6 +9,7 @@ check with the reason "timeout". Where in doubt the answer is wrong: this filter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from factory.engine.errors import FactoryError
 from factory.verify import symbolic
@@ -16,7 +17,7 @@ from factory.verify.answers import boxes, final_answer
 from factory.verify.arithmetic import steps
 from factory.verify.check import Check
 from factory.verify.notation import clean, exact
-from factory.verify.units import unit_of
+from factory.verify.units import scaled
 from factory.verify.values import Comparison, Exhausted, within
 
 LIBRARIES = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "sympy")
@@ -69,7 +70,7 @@ def numeric(response: str, answer: str, tolerance: float = 1e-4) -> Check:
     Raises `FactoryError` where `answer` is not a number.
     """
     found = final_answer(response)
-    value, rival = (exact(unit_of(clean(text))[0].rstrip("%")) for text in (found, answer))
+    value, rival = (_value(text) for text in (found, answer))
     if rival is None:
         raise FactoryError(f"the reference answer {_brief(answer)!r} is not a number")
     if not found:
@@ -78,6 +79,12 @@ def numeric(response: str, answer: str, tolerance: float = 1e-4) -> Check:
         return Check(False, f"{_brief(found)} is not a number")
     near = within(value, rival, tolerance)
     return Check(near, "" if near else f"{_brief(found)} is not {_brief(answer)}")
+
+
+def _value(text: str) -> Fraction | None:
+    number, _, size = scaled(clean(text))
+    value = exact(number.rstrip("%"))
+    return value if value is None else value * size
 
 
 def choice(response: str, answer: str, options: Sequence[str]) -> Check:

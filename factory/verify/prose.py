@@ -114,6 +114,7 @@ _MARKS = re.compile(
             r"\\\[(?:[^\\]|\\[^\[\]])*+\\\]",
             r"\\begin\{[^{}\n]{1,30}\}(?:[^\\]|\\(?!begin\{|end\{))*+\\end\{[^{}\n]{1,30}\}",
             r"\\[a-zA-Z]+",
+            r"\\\\",  # else the second begins what the alternatives above have read over, again and again
             r"(?:https?://|www\.)[^\s<>\"]+",
             r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,64}\.[\w.]+",
             r"</?[a-zA-Z][^<>\n]{0,200}>",

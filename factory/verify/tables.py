@@ -29,8 +29,11 @@ def parse_csv(response: str, columns: Columns = (), rows: int | None = None, del
     """The rows of a CSV answer (RFC 4180), the header first; every row is as wide as the header.
 
     With `columns` the header has these names in this order, and each cell the type of its column (an empty cell has
-    any). With `rows` there are so many below the header. Raises `Malformed`.
+    any). With `rows` there are so many below the header. Raises `Malformed`, `FactoryError` where the delimiter is none
+    or a column has no known type.
     """
+    if len(delimiter) != 1 or delimiter in '\r\n"':
+        raise FactoryError(f"the delimiter {delimiter!r}: give one character, as , or ;")
     reader = rfc4180.reader(io.StringIO(content(response).strip("\r\n"), newline=""), delimiter=delimiter, strict=True)
     found: Rows = []
     try:
@@ -48,9 +51,9 @@ def csv(response: str, columns: Columns = (), rows: int | None = None, delimiter
     return judge(lambda: parse_csv(response, columns, rows, delimiter))
 
 
-_INTEGER = re.compile(r"[-+]?\d+")
+_INTEGER = re.compile(r"[-+]?[0-9]+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def _is_date(cell: str) -> bool:
@@ -104,6 +107,10 @@ _OTHER = re.compile(
 _GOES_ON = re.compile(r" {0,3}(>|[-+*][ \t]|\d{1,9}[.)][ \t]|(</?[a-zA-Z]+[ \t/>]|<[!?]))")
 
 
+# A list item whose text begins in the next line, if that is indented as far.
+_EMPTY_ITEM = re.compile(r" {0,3}(?:[-+*]|\d{1,9}[.)])[ \t]*")
+
+
 def _cells(line: str) -> list[str]:
     """The cells of a row: split at each pipe without a backslash before it, also within code."""
     parts = _PIPE.split(line.strip(" \t"))
@@ -114,9 +121,17 @@ def _cells(line: str) -> list[str]:
 
 def _tables(text: str) -> list[list[tuple[list[str], str]]]:
     """The tables of a text outside of code: for each its lines as cells, with the line; the second is the delimiter."""
-    lines, tables, at = re.split(r"\r\n|\r|\n", text), [], 1
+    lines, tables, at, after = re.split(r"\r\n|\r|\n", text), [], 1, 0
     while at < len(lines):
         head, below = lines[at - 1], lines[at]
+        # Behind a paragraph `-` would underline a heading, and no empty item begins.
+        alone = at - 1 == after or not lines[at - 2].strip() or _OTHER.match(lines[at - 2])
+        inside = below.strip() and len(below) - len(below.lstrip(" ")) > len(head.rstrip())
+        if alone and inside and _EMPTY_ITEM.fullmatch(head):
+            while at < len(lines) and lines[at].strip() and not _OTHER.match(lines[at]):
+                at += 1
+            at += 1
+            continue
         if block := _GOES_ON.match(head):
             while at < len(lines) and lines[at].strip() and (block[2] or not _OTHER.match(lines[at])):
                 at += 1
@@ -141,7 +156,7 @@ def _tables(text: str) -> list[list[tuple[list[str], str]]]:
         while end < len(lines) and lines[end].strip() not in ("", "|") and not _OTHER.match(lines[end]):
             end += 1
         tables.append([(_cells(line), line) for line in lines[at - 1 : end]])
-        at = end + 1
+        at, after = end + 1, end
     return tables
 
 

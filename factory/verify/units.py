@@ -28,6 +28,12 @@ TABLE: dict[str, dict[str, Fraction | int]] = {
     "volume": {"l liter liters litre litres": 1, "ml milliliter milliliters millilitre millilitres": Fraction(1, 1000)},
     "money": {"dollar dollars usd": 1, "cent cents": Fraction(1, 100)},
     "euros": {"euro euros eur": 1},
+    "speed": {
+        "m/s": 1,
+        "km/h kph kmh": Fraction(5, 18),
+        "mph": Fraction(1609344, 3600000),
+        "ft/s": Fraction(3048, 10000),
+    },
     "angle": {"° degree degrees deg": 1},
 }
 KNOWN = {
@@ -94,7 +100,8 @@ def factor(one: str, other: str) -> Fraction | None:
 
 def known(unit: str) -> tuple[str, Fraction] | None:
     """The dimension and scale of a unit; squares and cubes of lengths too."""
-    unit.rstrip(".")
+    if unit in KNOWN:
+        return KNOWN[unit]
     power = 1
     match = re.fullmatch(
         r"(?:(sq|square|cu|cubic)\.?\s+)?([A-Za-z°]+)(?:\s*\^\s*\{?\s*([23])\s*\}?)?", unit.rstrip(".")

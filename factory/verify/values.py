@@ -24,7 +24,7 @@ LETTER = re.compile(r"\(?\s*(?:(?:option|choice|answer)\s+)?\(?([A-J])\s*\)?[.):
 LABELLED = re.compile(r"\(([A-J])\)\s*[:.]?\s*(\S.*)|([A-J])[.):]\s*(\S.*)")
 TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s*([ap])\.?\s?m\b\.?", re.IGNORECASE)
 NAMED = re.compile(r"(?:([A-Za-z](?:_\{?\w+\}?)?(?:\([A-Za-z]\))?|\\[a-z]+)\s*=\s*)(.+)")
-UNFINISHED = re.compile(r"[?:]|\d\s*_|[-+*/^=<>]$|^[*/^=]|\d(?:st|nd|rd|th)\b")
+UNFINISHED = re.compile(r"[?:]|\d\s*_|[-+*/^=<>]$|^[*/^=]|\d\s?(?:st|nd|rd|th)\b")
 """No mathematics for sympy: ratios, other bases, ordinals, and what breaks off, which its parser would complete."""
 RELATION = re.compile(r"<=|>=|<|>")
 MEMBER = re.compile(r"([A-Za-z]|\\[a-z]+)\s*\\in(?![a-z])\s*(.+)")
@@ -173,6 +173,8 @@ class Comparison:
             return True
         if any(_wordy(text) or UNFINISHED.search(text) for text in (left, right)):
             return False
+        if _contradicts(left) or _contradicts(right):
+            return False
         if max(left.count("{"), right.count("{")) > 200 or max(len(left), len(right)) > LENGTH // 2:
             return False
         if r"\infty" in left + right:
@@ -281,6 +283,12 @@ def collection(text: str) -> tuple[str, list[str]] | None:
 def _named(text: str) -> tuple[str, str]:
     match = NAMED.fullmatch(text)
     return (match[1], match[2].strip()) if match and "=" not in match[2] else ("", text)
+
+
+def _contradicts(text: str) -> bool:
+    """Whether a chain says that two numbers are one which are not, as `3 = 4`: its last would pass for its value."""
+    values = [value for side in re.split(r"=|\\approx", text) if (value := exact(side.strip())) is not None]
+    return any(not within(one, values[-1], 0.05) for one in values[:-1])
 
 
 def _related(text: str) -> bool:

@@ -79,6 +79,14 @@ class Verifier:
         default = inspect.signature(self.function).parameters[parameter].default
         return None if default is inspect.Parameter.empty else default
 
+    def required(self, parameter: str) -> bool:
+        """Whether a parameter has no default."""
+        return inspect.signature(self.function).parameters[parameter].default is inspect.Parameter.empty
+
+    def takes_text(self, parameter: str) -> bool:
+        """Whether a parameter is annotated as text, and nothing else."""
+        return inspect.signature(self.function).parameters[parameter].annotation in (str, "str")
+
     @cached_property
     def needs(self) -> dict[str, str]:
         """Parameters that have no default and no value here, with the columns that they are taken from."""
@@ -92,13 +100,20 @@ class Verifier:
     def __call__(self, responses: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Check | FactoryError]:
         """A check a response; the error where what it should be checked against makes no sense.
 
-        `columns` has a value a response for each column in `needs`.
+        `columns` has a value a response for each column in `needs`. A null is an error, or the parameter's default.
         """
         checks: list[Check | FactoryError] = []
         for row, response in enumerate(responses):
-            arguments = {name: columns[column][row] for name, column in self.needs.items()}
+            given = {name: columns[column][row] for name, column in self.needs.items()}
+            arguments = {name: value for name, value in given.items() if value is not None}
+            nulls = [column for name, column in self.needs.items() if name not in arguments and self.required(name)]
             try:
-                checks.append(self.function(response, **arguments, **self.values))
+                if response is None or nulls:
+                    raise FactoryError(f"{self.name}: {'the response' if response is None else nulls[0]} is null")
+                check = self.function(response, **arguments, **self.values)
+                if not isinstance(check, Check):
+                    raise FactoryError(f"{self.name}: gives a {type(check).__name__}; return a Check")
+                checks.append(check)
             except FactoryError as error:
                 checks.append(error)
         return checks

@@ -75,3 +75,16 @@ def test_an_edited_verifier_of_ones_own_makes_another_dataset(source, tmp_path, 
     mine.write_text(body % "False")
     with pytest.raises(FactoryError, match="the files that it names"):
         build(recipe, tmp_path / "runs")
+
+
+def test_a_value_for_a_parameter_of_text_stays_text():
+    import pyarrow as pa
+
+    from factory.engine.step import Memo
+    from factory.synth.verify import Verify
+
+    for answer in ("18", "[1, 2]", "true"):
+        step = Verify(check="mathematics:correct", values=(f"answer={answer}",))
+        batch = pa.record_batch({"response": pa.array([f"The answer is {answer}.", "7"], pa.large_string())})
+        made = step(batch, Memo(2))
+        assert made.batch["verdict"].to_pylist() == [True, False] and made.errors.to_pylist() == [None, None]

@@ -254,7 +254,8 @@ def test_a_row_is_a_verifier_by_name(sandbox):
     checks = verifier(["Well, no", "Fine", "Fine", *["Fine"] * 4], {"verifiers": rows})
     assert [check.score for check in checks[:3]] == [0.0, 1.0, 1.0]
     assert "no verification function is left" in str(checks[3])
-    assert all(isinstance(check, FactoryError) and "no row" in str(check) for check in checks[4:])
+    assert all(isinstance(check, FactoryError) and "no row" in str(check) for check in checks[4:6])
+    assert isinstance(checks[6], FactoryError) and "verifiers is null" in str(checks[6])
 
 
 def test_a_sandbox_that_fails_is_no_verdict():

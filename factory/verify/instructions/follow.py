@@ -80,9 +80,11 @@ def follows(
 ) -> Check:
     """Whether the response follows all instructions; the reason names those that it does not.
 
-    The score is the share of instructions that are followed. Errors as of `verdicts`.
+    The score is the share of instructions that are followed. Errors as of `verdicts`, and where there is none.
     """
     instruction_ids = _list(instruction_ids, "instruction_ids", str)
+    if not instruction_ids:
+        raise FactoryError("instruction_ids: there is no instruction to follow")
     checks = verdicts(response, instruction_ids, kwargs, prompt, strict)
     broken = [f"{id}: {check.reason}" for id, check in zip(instruction_ids, checks, strict=True) if not check.passed]
-    return Check(not broken, "; ".join(broken), 1 - len(broken) / len(checks) if checks else 1.0)
+    return Check(not broken, "; ".join(broken), 1 - len(broken) / len(checks))
