@@ -158,3 +158,39 @@ def test_a_text_that_is_no_program_is_the_programs_fault(sandbox: Sandbox, text:
     assert found.status in ("static_error", "failed"), found
     found = sandbox.judge(Task(language="python", program=text, calls=(Call("f", (), 1),)))
     assert found.status == "static_error", found
+
+
+HOLD = {
+    "an exception with a liar": (
+        "try: candidate()\n    except ValueError as e: assert e.args[0] == 'yes'\n    else: assert False",
+        "class A:\n    def __eq__(s, o): return True\ndef f(): raise ValueError(A())",
+    ),
+    "a liar for a callback": (
+        "assert candidate(lambda v: [v, 1]) == [2, 1]",
+        "class A:\n    def __eq__(s, o): return True\ndef f(g): return g(A())",
+    ),
+    "a context that swallows": (
+        "with candidate():\n        assert 1 == 2\n    candidate()",
+        "class f:\n    def __enter__(s): return s\n    def __exit__(s, *a): return True",
+    ),
+    "a number by its format": (
+        "assert f'{candidate(1):.2f}' == '5.00'",
+        "class A:\n    def __format__(s, x): return '5.00'\ndef f(a): return A()",
+    ),
+    "an index": ("assert [3, 4][candidate(1)] == 4", "class A:\n    def __index__(s): return 1\ndef f(a): return A()"),
+    "a sum": ("assert sum(candidate(1)) == 5", "class A:\n    def __radd__(s, o): return 5\ndef f(a): return [A()]"),
+    "a state": ("assert candidate(1) == candidate(1) == 1", "n = []\ndef f(x):\n    n.append(x)\n    return len(n)"),
+    "one byte at a time": (
+        "assert candidate(1) == 1",
+        "import os, time\ndef f(x):\n    fd = max(int(d) for d in os.listdir('/proc/self/fd')\n"
+        "        if os.path.lexists('/proc/self/fd/' + d) and 'socket' in os.readlink('/proc/self/fd/' + d))\n"
+        "    for k in range(99):\n        os.write(fd, b'\\0' if k < 3 else b'T')\n        time.sleep(0.02)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLD)
+def test_what_a_program_makes_of_its_objects_is_no_value(sandbox: Sandbox, name: str):
+    tests, program = HOLD[name]
+    found = sandbox.judge(Task(language="python", program=program, tests=ONE + tests, entry_point="f"))
+    assert found.status == "failed", found
