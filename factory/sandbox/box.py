@@ -53,4 +53,6 @@ def encoded(files: Mapping[str, bytes | str]) -> dict[str, bytes]:
         parts = name.split("/")
         if "\0" in name or ".." in parts or "" in parts or parts == ["."]:
             raise FactoryError(f"sandbox: {name!r} is not the name of a file below /work")
-    return {name: data.encode() if isinstance(data, str) else bytes(data) for name, data in files.items()}
+    # A text with half a surrogate pair, as JSON may hold one, is a bad program, and no error of ours.
+    texts = {name: data.encode("utf-8", "surrogatepass") for name, data in files.items() if isinstance(data, str)}
+    return {name: texts[name] if isinstance(data, str) else bytes(data) for name, data in files.items()}

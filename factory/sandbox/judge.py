@@ -92,7 +92,10 @@ class Sandbox:
         FactoryError where the task has nothing to judge by, or its language is unknown."""
         found = Verdict("sandbox_error")
         for _ in range(ATTEMPTS):
-            found = self._judge(task)
+            try:
+                found = self._judge(task)
+            except OSError as error:  # no descriptor, process or memory for it now
+                found = Verdict("sandbox_error", f"{type(error).__name__}: {error}")
             if found.status != "sandbox_error":
                 break
         return found
@@ -152,7 +155,9 @@ class Sandbox:
         passed: list[bool] = []
         for number, case in enumerate(task.cases, 1):
             zygote = self._zygote(_PROGRAM)
-            ended = zygote.run({"main.py": task.program}, ["main.py"], case.stdin.encode(), limits)
+            ended = zygote.run(
+                {"main.py": task.program}, ["main.py"], case.stdin.encode("utf-8", "surrogatepass"), limits
+            )
             status, detail = _ran(ended)
             if status == "passed":
                 printed = ended.stdout.decode(errors="replace")
@@ -244,7 +249,7 @@ class Sandbox:
 def _sources() -> dict[str, str]:
     """What runs in the boxes, in the order in which it is imported."""
     folder = Path(__file__).with_name("inside")
-    names = ("literals", "peer", "candidate", "driver", "court")
+    names = ("literals", "peer", "candidate", "trial", "driver", "court")
     return {f"factory.sandbox.inside.{name}": (folder / f"{name}.py").read_text() for name in names}
 
 
@@ -262,9 +267,12 @@ def _ran(ended: Execution) -> tuple[Status, str]:
 
 def _body(task: Task, nonce: bytes, one_process: bool) -> bytes:
     """What the tests' box is told of a task."""
-    calls = tuple((call.function, call.arguments, call.expected, call.tolerance) for call in task.calls)
-    fields = {"program": task.program, "tests": task.tests, "entry_point": task.entry_point, "calls": calls}
+    fields: dict[str, object] = {"program": task.program, "tests": task.tests, "entry_point": task.entry_point}
     try:
+        fields["calls"] = tuple(
+            (call.function, literal(tuple(call.arguments)), literal(call.expected), call.tolerance)
+            for call in task.calls
+        )
         body = literal({"nonce": nonce, "one_process": one_process, **fields})
     except Refused as error:
         raise FactoryError(f"{task.id or 'python'}: calls are of literals: {error}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import functools
 import glob
+import math
 import os
 import secrets
 import shlex
@@ -166,7 +167,9 @@ def _near(expected: str, printed: str, tolerance: float) -> bool:
         wanted, given = float(expected), float(printed)
     except ValueError:
         return expected == printed
-    return wanted == given or abs(wanted - given) <= tolerance * max(1.0, abs(wanted))
+    if wanted == given or expected == printed:  # NaN too is what was expected
+        return True
+    return math.isfinite(wanted) and abs(wanted - given) <= tolerance * max(1.0, abs(wanted))
 
 
 def run_program(open_box: OpenBox, task: Task) -> Verdict:

@@ -73,6 +73,7 @@ def dropped() -> list[str]:
 @functools.cache
 def _program() -> _Program:
     sources = [(name, Path(__file__).with_name("inside").joinpath(f"{name}.py").read_text()) for name in _INSIDE]
+    said = ""
     own = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     for python in ("/usr/bin/python3", "/usr/local/bin/python3", own):
         done = subprocess.run(
@@ -84,13 +85,14 @@ def _program() -> _Program:
             check=False,
         )
         prefix, _, code = done.stdout.partition(b"\0")
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or said
         # One that lies where that user may not look starts all the same, with the library of another.
         if done.returncode == 0 and python.startswith(prefix.decode() + "/"):
             descriptor = os.memfd_create("steward", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.write(descriptor, code)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0xF)  # all boxes read it, and none may write it
             return _Program(python, prefix.decode(), descriptor)
-    raise FactoryError("sandbox: no Python here that every user may run: apt-get install python3")
+    raise FactoryError(f"sandbox: no Python here that user {NOBODY} may run: apt-get install python3 ({said})")
 
 
 def steward_python() -> str:
@@ -161,7 +163,10 @@ class Machine:
         self._lock, self._said, self._why = threading.Lock(), b"", ""
         self.ended = False
         self._scratch = ""
-        self._start(mounts, None if modules is None else (list(modules), list(sources.items())))
+        try:
+            self._start(mounts, None if modules is None else (list(modules), list(sources.items())))
+        except OSError as error:
+            raise FactoryError(f"sandbox: a box cannot be started: {error}: see ulimit -a, and df of /tmp") from error
 
     def _start(self, mounts: Sequence[str], zygote: tuple[list[str], list[tuple[str, str]]] | None) -> None:
         """Start the steward; whether it works is seen when it takes a job."""

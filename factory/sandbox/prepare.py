@@ -15,7 +15,7 @@ def with_helpers(prompt: str, tests: str, entry_point: str) -> str:
     """
     try:
         given, wanted = ast.parse(prompt), ast.parse(tests)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
         raise FactoryError(f"{entry_point}: the prompt and its tests must parse: {error}") from error
     defined = {name: node for node in given.body for name in _defines(node)}
     own = {name for node in wanted.body for name in _defines(node)}

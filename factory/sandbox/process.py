@@ -82,6 +82,14 @@ class Process:
         self._execution: Execution | None = None
         self.stdin: IO[bytes] | None = None
         self.stdout: IO[bytes] | None = None
+        try:
+            self._open(stdin, stdout)
+        except OSError:  # no descriptor is left: those that it has go back
+            self.detach()
+            raise
+
+    def _open(self, stdin: int | None, stdout: int | None) -> None:
+        """Its pipes."""
         if stdin is None:
             stdin, outside = os.pipe()
             self._opened.append(stdin)

@@ -46,14 +46,17 @@ def why_not(name: str, zygote: bool = False) -> str:
     """Why an isolation does not work on this machine, in one line with the cure; empty where it does."""
     if name == "bubblewrap" and not shutil.which("bwrap"):
         return "bubblewrap is not installed: apt-get install bubblewrap"
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o777)  # so that only the box keeps a program from it
-        marker = Path(folder, "outside")
-        marker.touch(0o666)
-        marker.chmod(0o666)
-        problems = _tried(name, zygote, str(marker))
-        if marker.stat().st_size:
-            problems = ["a program in it wrote outside", *problems]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o777)  # so that only the box keeps a program from it
+            marker = Path(folder, "outside")
+            marker.touch(0o666)
+            marker.chmod(0o666)
+            problems = _tried(name, zygote, str(marker))
+            if marker.stat().st_size:
+                problems = ["a program in it wrote outside", *problems]
+    except OSError as error:
+        raise FactoryError(f"sandbox: {name} cannot be tried: {error}: see ulimit -a, and df of /tmp") from error
     return "; ".join(problems)
 
 
@@ -73,6 +76,8 @@ def _tried(name: str, zygote: bool, marker: str) -> list[str]:
                 process = machine.job(RUN, (command, machine.environment), None)
             done = process.wait()
     except FactoryError as error:
+        if isinstance(error.__cause__, OSError):  # of this moment: not to be remembered
+            raise
         return [str(error)]
     if done.status == "sandbox_error":
         return [next((f"{cure} ({done.detail})" for said, cure in _CURES.items() if said in done.detail), done.detail)]

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 
 from factory.engine.errors import FactoryError
+from factory.sandbox.languages import language
 from factory.sandbox.verdict import Task
 
 MUTANTS = 12
@@ -37,7 +38,7 @@ def _off(value):
 def wrong_programs(task: Task) -> dict[str, str]:
     """Programs that cannot be right, by what is wrong with them: they answer nothing, the input, one constant, or the
     right answer altered. FactoryError where none can be made: for another language than Python, or no function."""
-    if task.language != "python":
+    if language(task.language).name != "python":
         raise FactoryError(f"{task.id or task.language}: wrong programs are made of Python only: give one of your own")
     if task.cases and not task.calls and not task.tests:
         first = {"prints the first answer": f"print({task.cases[0].stdout!r}, end='')"}
@@ -45,7 +46,7 @@ def wrong_programs(task: Task) -> dict[str, str]:
     try:
         tree = ast.parse(task.program)
         tests = ast.parse(task.tests)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
         raise FactoryError(
             f"{task.id or 'task'}: wrong programs need a program and tests that parse: {error}"
         ) from error
@@ -88,7 +89,7 @@ def _constants(task: Task, tests: ast.Module) -> list[str]:
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Eq, ast.Is)) and len(found) < 10:
             try:
                 found[repr(ast.literal_eval(node.comparators[0]))] = None
-            except ValueError:  # no literal
+            except (ValueError, TypeError):  # no literal, or one that cannot be made
                 continue
     return list(found)
 
@@ -98,7 +99,7 @@ def mutants(program: str) -> Iterator[str]:
     the same as it does. None where the program does not parse."""
     try:
         tree = ast.parse(program)
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return
     places = [(number, node) for number, node in enumerate(ast.walk(tree)) if _mutable(node)]
     step = max(1, len(places) // MUTANTS)

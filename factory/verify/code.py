@@ -44,7 +44,7 @@ def passes(
     if not program.strip():
         return Check(False, "no program in the response")
     given = {"cases": tuple(cases), "calls": tuple(calls), "tests": tests, "entry_point": entry_point}
-    verdict = _sandbox().judge(Task(language=language, program=program, limits=limits, **given))  # type: ignore[arg-type]
+    verdict = sandbox().judge(Task(language=language, program=program, limits=limits, **given))  # type: ignore[arg-type]
     if verdict.status in ("sandbox_error", "toolchain_missing"):
         raise FactoryError(f"code: {verdict.status}: {verdict.detail}")
     count = len(cases) + len(calls)
@@ -71,7 +71,7 @@ def extract(response: str, language: str = "python", entry_point: str = "") -> s
     return naming[-1] if naming else max(of_language, key=len, default="")
 
 
-def _sandbox() -> Sandbox:
+def sandbox() -> Sandbox:
     """That of this process: made at first use, closed at its end. A forked process makes its own."""
     with _lock:
         if os.getpid() not in _sandboxes:

@@ -191,6 +191,93 @@ tries(lambda: os.memfd_create('x'))
 """,
     ),
     Attack(
+        "a child under the name of another",  # /proc/PID/stat holds the name as it is
+        """
+if not os.fork():
+  open('/proc/self/comm', 'w').write(') S 999 (x')
+  held = bytearray(300 << 20)
+  time.sleep(60)
+os.wait()
+""",
+        status="memory",
+        printed=None,
+    ),
+    Attack(
+        "memory that children share",
+        """
+held = mmap.mmap(-1, 300 << 20)
+for k in range(0, 300 << 20, 4096): held[k] = 1
+for k in range(3): os.fork()
+time.sleep(60)
+""",
+        status="memory",
+        printed=None,
+    ),
+    Attack(
+        "files without a name",
+        """
+files = []
+def fill():
+  for k in range(60):
+    files.append(open('u%d' % k, 'wb', buffering=0))
+    os.unlink('u%d' % k)
+    if files[-1].write(bytes(1 << 20)) < 1 << 20: raise OSError
+tries(fill)
+""",
+    ),
+    Attack(
+        "extended attributes",
+        """
+open('x', 'w').close()
+def fill():
+  for k in range(20000): os.setxattr('x', 'user.a%d' % k, bytes(60000))
+tries(fill)
+""",
+        status="exited memory",  # a box counts them, a room has no place for them
+        printed=None,
+    ),
+    Attack(
+        "a program made setuid",
+        """
+import shutil, subprocess
+shutil.copy('/usr/bin/id', 'id')
+os.chmod('id', 0o4755)
+who = {subprocess.run([p, '-u'], capture_output=True).stdout for p in ('./id', '/usr/bin/id')}
+print('held' if len(who) == 1 and b'0\\n' not in who else who)
+""",
+    ),
+    Attack(
+        "descriptors of process 1 by number",
+        """
+PIDFD_OPEN, PIDFD_SIGNAL = 434, 424
+made = call(PIDFD_OPEN, 1, 0)[0]
+got = [call(N['pidfd_getfd'], made, k, 0)[0] for k in range(20)]
+if os.getpid() != 1: call(PIDFD_SIGNAL, made, 9, 0, 0)
+print('held' if set(got) == {-1} else got)
+""",
+    ),
+    Attack(
+        "more priority in memory's shortage",
+        """
+def write(path, value):
+  with open(path, 'w') as file: file.write(value)
+tries(lambda: write('/proc/self/oom_score_adj', '-1000'), lambda: write('/proc/sys/kernel/core_pattern', '|/x'),
+      lambda: write('/proc/sysrq-trigger', 'b'), lambda: write('/proc/self/uid_map', '0 0 1'))
+""",
+    ),
+    Attack(
+        "many notices, timers and counters",
+        """
+def flood(number, *arguments):
+  made = 0
+  while made < 5000 and call(number, *arguments)[0] >= 0: made += 1
+  return made
+import platform
+EVENTFD, INOTIFY = (290, 294) if platform.machine() == 'x86_64' else (19, 26)
+print('held' if flood(INOTIFY, 0) < 2000 and flood(EVENTFD, 0, 0) < 1100 else 'got')
+""",
+    ),
+    Attack(
         "system calls of another convention",
         """
 print('before', flush=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -13,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
-from factory.sandbox.inside.driver import close
 from factory.sandbox.inside.literals import Broken, Refused, literal, parse
+from factory.sandbox.inside.trial import close
 from factory.sandbox.judge import Sandbox
 from factory.sandbox.limits import Limits
 from factory.sandbox.machine import Machine
@@ -22,6 +25,7 @@ from factory.sandbox.prepare import with_helpers
 from factory.sandbox.verdict import Call, Case, Task
 from factory.sandbox.wrong import mutants, wrong_programs
 from factory.sandbox.zygote import PythonZygote
+from tests.conftest import REPOSITORY
 
 
 def python(program: str, **fields) -> Task:
@@ -121,6 +125,11 @@ def test_values_pass_both_ways_between_the_boxes(sandbox: Sandbox, values):
         ("1", 1, 1.0, False),
         (None, 0, 1.0, False),
         (2.0000001, 2, 1e-6, True),
+        (1.0, complex(math.inf, 0), 1.0, False),
+        (complex(1, 1e-9), 1 + 0j, 1e-6, True),
+        (collections.OrderedDict(a=1, b=2), collections.OrderedDict(b=2, a=1), 0.0, False),
+        (collections.OrderedDict(a=1, b=2), {"b": 2, "a": 1}, 0.0, True),
+        (collections.Counter(a=1, b=0), collections.Counter(a=1), 0.0, True),
     ],
 )
 def test_what_counts_as_equal(value, expected, tolerance, good):
@@ -285,6 +294,39 @@ def test_no_descriptor_stays_open(sandbox: Sandbox):
     for _ in range(5):
         sandbox.judge(task)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_lack_of_descriptors_is_told_and_is_no_failure_of_the_program(sandbox: Sandbox):
+    source = """
+import os, resource
+from factory.engine.errors import FactoryError
+from factory.sandbox.judge import Sandbox
+from factory.sandbox.verdict import Call, Task
+
+def few(more):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) + more, 4096))
+
+few(4)
+try:
+    Sandbox()
+except FactoryError as error:
+    print(str(error).count(chr(10)), 'Too many open files' in str(error))
+few(1000)
+task = Task(language='python', program='def f(): return 1', calls=(Call('f', (), 1),))
+with Sandbox(workers=1) as sandbox:
+    print(sandbox.judge(task).status)
+    for more in range(2, 8):
+        few(more)
+        seen = sandbox.judge(task).status
+        assert seen in ('sandbox_error', 'passed'), seen
+        before = len(os.listdir('/proc/self/fd'))
+        assert sandbox.judge(task).status == seen and len(os.listdir('/proc/self/fd')) == before
+        print(seen) if more == 2 else None
+    few(1000)
+    print(sandbox.judge(task).status)
+"""
+    done = subprocess.run([sys.executable, "-c", source], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["0 True", "passed", "sandbox_error", "passed"], done
 
 
 def test_what_cannot_be_judged_is_told(sandbox: Sandbox):

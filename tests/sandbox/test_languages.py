@@ -120,6 +120,13 @@ def test_numbers_agree_within_the_tolerance(number, part):
 @pytest.mark.parametrize("printed", ["nan", "inf", "1 2", "", "one"])
 def test_what_is_no_such_number_does_not_agree(printed):
     assert not agrees("1", printed, 1e9 if printed == "nan" else 0.1)
+    assert agrees(printed, printed, 0.1)
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_no_number_is_near_one_that_has_no_end(number):
+    assert agrees(number, f"{number}\n", 0.1)
+    assert not agrees(number, "5", 0.1) and not agrees(f"x {number}", "x 1e300", 1.0)
 
 
 # Every language, in a box.

@@ -133,6 +133,16 @@ def test_modules_and_sources_are_there_at_the_start():
         assert zygote.run({}, ["-c", source]).stdout == b"True False\n6\n"
 
 
+def test_memory_is_what_is_used_when_the_first_thread_has_ended(zygote):
+    source = """
+import ctypes, os, threading, time
+threading.Thread(target=lambda: (time.sleep(0.3), os._exit(0))).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    done = zygote.run({}, ["-c", source], limits=Limits(files=512 << 20))
+    assert done.code == 0 and 1 << 20 < done.memory < 128 << 20, done
+
+
 def test_seeds_of_random_differ(zygote):
     assert len({zygote.run({}, ["-c", "import random; print(random.random())"]).stdout for _ in range(3)}) == 3
 

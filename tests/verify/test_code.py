@@ -45,6 +45,7 @@ def boxes() -> None:
         ("   ```python\n   x\n   ```", "   x\n"),
         ("<think>```python\nbad\n```</think>\n```python\ngood\n```", "good\n"),
         ("```python\ns = '''\n``` in a text\n'''\n```", "s = '''\n``` in a text\n'''\n"),
+        ("```python\ns = 'a\u2028b\x0cc\x1ed'\n```", "s = 'a\u2028b\x0cc\x1ed'\n"),
         ("", ""),
     ],
 )

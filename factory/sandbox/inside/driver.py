@@ -9,12 +9,14 @@ right one: comparison, membership, conversion to a number.
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import sys
 import types
 
 from factory.sandbox.inside.literals import Broken, Refused, literal, parse
 from factory.sandbox.inside.peer import Gone, Peer
+from factory.sandbox.inside.trial import run_calls, run_tests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ PULLED = 1_000_000
 """Values that are taken of one iterator."""
 MODULES = ("program", "solution")
 """What tests may import the program as."""
+TELLING = ("startswith", "endswith", "removeprefix", "removesuffix", "issubset", "issuperset", "isdisjoint",
+           "intersection", "difference", "symmetric_difference")  # fmt: skip
+"""Methods of texts and sets that are told what is expected: an object of the program could answer them as it likes."""
+LIBRARY = getattr(sys, "stdlib_module_names", ())  # Python 3.10
 CALLABLE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
@@ -83,6 +89,13 @@ class Driver(Peer):
         self.unfit = True
         return self._break(why)
 
+    def own_exception(self, kind: type[BaseException], name: str) -> type[BaseException]:
+        """A class of the program that tests catch by its name. One of Python's, as AssertionError, could be raised by
+        the tests themselves."""
+        if kind.__module__ == "builtins":
+            raise self.unfitting(f"the tests use {name} of the program, which is {kind.__name__}: name that")
+        return kind
+
     def asked(self, kind: type, *message: object) -> Any:
         """The answer, which must be of exactly this type."""
         value = self.request(*message)
@@ -103,7 +116,9 @@ class Handle:
         peer, key, _, shown = _of(self)
         if name.startswith("__") and name not in ("__name__", "__doc__", "__qualname__"):
             raise AttributeError(f"{shown}.{name}: not of an object in another box")
-        return peer.request("get", key, name)
+        if name in TELLING:
+            return lambda *args: _asked_of_object(self, name, args)
+        return _lent(self, peer.request("get", key, name), name)
 
     def __setattr__(self, name: str, value: object) -> None:
         _of(self)[0].request("set", _of(self)[1], name, value)
@@ -115,8 +130,10 @@ class Handle:
         peer, key, kind, name = _of(self)
         peer.calls += 1
         value = peer.request("call", key, args, kwargs)
-        if kind == "class" and type(value) is not Handle:
+        if kind in ("class", "helper") and type(value) is not Handle:
             raise peer.unfitting(f"{name} of the program made a {type(value).__name__}: define it in the tests")
+        if kind == "helper" and type(value) is Handle:
+            object.__setattr__(value, "_handle", (*_of(value)[:2], "made", name))
         return value
 
     def __eq__(self, other: object) -> bool:
@@ -128,22 +145,24 @@ class Handle:
         return hash(_of(self)[1])
 
     def __str__(self) -> str:
-        return str(_of(self)[0].asked(str, "str", _of(self)[1]))
+        return str(_asked(self, str, "str"))
 
     def __repr__(self) -> str:
-        return str(_of(self)[0].asked(str, "repr", _of(self)[1]))
+        return str(_asked(self, str, "repr"))
 
     def __bool__(self) -> bool:
-        return bool(_of(self)[0].asked(bool, "bool", _of(self)[1]))
+        if _of(self)[2] == "made":
+            raise _of(self)[0].unfitting(f"the tests ask whether an object of {_of(self)[3]} of the program is true")
+        return bool(_asked(self, bool, "bool"))
 
     def __len__(self) -> int:
-        return int(_of(self)[0].asked(int, "len", _of(self)[1]))
+        return int(_asked(self, int, "len"))
 
     def __iter__(self) -> Any:
-        return _of(self)[0].asked(types.GeneratorType, "iter", _of(self)[1])
+        return _asked(self, types.GeneratorType, "iter")
 
     def __getitem__(self, key: object) -> object:
-        return _of(self)[0].request("item", _of(self)[1], key)
+        return _lent(self, _of(self)[0].request("item", _of(self)[1], key), "an item")
 
     def __setitem__(self, key: object, value: object) -> None:
         _of(self)[0].request("put", _of(self)[1], key, value)
@@ -163,6 +182,32 @@ class Handle:
 
 def _of(handle: Handle) -> tuple[Driver, int, str, str]:
     return object.__getattribute__(handle, "_handle")
+
+
+def _asked(handle: Handle, kind: type, verb: str) -> Any:
+    peer, key, of, name = _of(handle)
+    if of == "helper":
+        raise peer.unfitting(f"the tests ask {name} of the program for its {verb}: define it in the tests")
+    return peer.asked(kind, verb, key)
+
+
+def _lent(handle: Handle, value: object, part: str) -> object:
+    """What is had of a handle: of a helper only what makes objects in its turn, as math.isclose could be anything."""
+    peer, _, of, name = _of(handle)
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return peer.own_exception(value, f"{name}.{part}")
+    if of != "helper":
+        return value
+    if type(value) is not Handle:
+        raise peer.unfitting(f"the tests use {name}.{part} of the program, which may lie: define it in the tests")
+    return Handle(peer, _of(value)[1], "helper", f"{name}.{part}")
+
+
+def _asked_of_object(handle: Handle, method: str, args: tuple[object, ...]) -> object:
+    peer, key, _, name = _of(handle)
+    if any(type(other) is not Handle for other in args):
+        raise peer.unfitting(f"the tests ask an object of the program, {name}, for {method}(): compare values")
+    return peer.request("get", key, method)(*args)
 
 
 def _operator(name: str) -> Any:
@@ -196,18 +241,21 @@ class Names(dict):
         found = self[name] = self.of_program(name)
         return found
 
-    def of_program(self, name: str) -> Any:
-        """What the program calls so, also where it is the name of a builtin."""
+    def of_program(self, name: str, judged: bool = False) -> Any:
+        """What the program calls so, also where it is the name of a builtin; `judged` where it is what is judged."""
         try:
             found = self._peer.request("name", name)
         except KeyError:
             raise NameError(f"name {name!r} is not defined, neither by the tests nor by the program") from None
         if isinstance(found, type) and issubclass(found, BaseException):
+            return self._peer.own_exception(found, name)
+        makes = type(found) is Handle and _of(found)[2] in ("class", "object")
+        # Tests that use math and do not import it would ask the program's.
+        judged = judged or self._entry_point == name or (not self._entry_point and not (makes and name in LIBRARY))
+        if judged and type(found) is Handle:
             return found
-        if self._entry_point in ("", name) and type(found) is Handle:
-            return found
-        if type(found) is Handle and _of(found)[2] in ("class", "object"):
-            return Handle(self._peer, _of(found)[1], "class", name)  # it may make objects, not values
+        if makes:
+            return Handle(self._peer, _of(found)[1], "helper", name)  # it may make objects, not values
         raise self._peer.unfitting(f"the tests use {name} of the program, which may lie: define it in the tests")
 
 
@@ -224,106 +272,6 @@ class Program(types.ModuleType):
         return self.__dict__["_names"].of_program(name)
 
 
-def close(value: Any, expected: Any, tolerance: float) -> bool:
-    """Python's equality; with a tolerance, floats in the same places may differ by it. NaN is like NaN."""
-    if isinstance(expected, float) and type(value) in (int, float, bool):
-        if value == expected or (value != value and expected != expected):
-            return True
-        if not tolerance or value in (_INF, -_INF) or expected in (_INF, -_INF):
-            return False
-        return abs(value - expected) <= tolerance * max(1.0, abs(expected))
-    if isinstance(expected, complex) and type(value) in (int, float, complex):
-        return value == expected or (tolerance > 0 and abs(value - expected) <= tolerance * max(1.0, abs(expected)))
-    if isinstance(expected, (list, tuple)):
-        if type(value) is not type(expected) or len(value) != len(expected):
-            return False
-        return all(close(value[k], other, tolerance) for k, other in enumerate(expected))
-    if isinstance(expected, dict):
-        if not isinstance(value, dict) or value.keys() != expected.keys():
-            return False
-        return all(close(value[key], other, tolerance) for key, other in expected.items())
-    if type(expected) is int and tolerance and type(value) is float:
-        return close(float(expected), value, tolerance)
-    return bool(value == expected)
-
-
-_INF = float("inf")
-
-
-def run_calls(names: Names, calls: tuple[Any, ...]) -> tuple[str, tuple[bool, ...]]:
-    """What failed first, or nothing, and which calls returned what is expected."""
-    passed: list[bool] = []
-    failure = ""
-    for function, args, expected, tolerance in calls:
-        try:
-            value = names.of_program(function)(*args)
-            good = close(value, expected, tolerance)
-            why = "" if good else f"{function}: {_shown(value)} where {_shown(expected)} is expected"
-        except Gone as error:
-            return str(error), tuple(passed)
-        except BaseException as error:  # SystemExit too may be what the function raised
-            good, why = False, f"{function}: {type(error).__name__}: {str(error)[:300]}"
-        passed.append(good)
-        failure = failure or why
-    return failure, tuple(passed)
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an int of too many digits
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 200 else text[:200] + "…"
-
-
-def run_tests(names: dict[str, Any], candidate: Any, source: str, entry_point: str) -> str:
-    """Run tests: `check(candidate)`, asserts of the module, functions named test…, unittest's classes. What failed,
-    or nothing."""
-    module = types.ModuleType("tests")
-    sys.modules["tests"] = module
-    space = vars(module)
-    space["__builtins__"] = names
-    if entry_point:
-        space[entry_point] = space["candidate"] = candidate
-    try:
-        exec(compile(source, "tests.py", "exec", dont_inherit=True), space)
-        if entry_point and isinstance(space.get("check"), types.FunctionType):
-            space["check"](candidate)
-        for name, value in list(space.items()):
-            if name.startswith("test") and isinstance(value, types.FunctionType) and not value.__code__.co_argcount:
-                value()
-        return _unittest(module) if "unittest" in sys.modules else ""
-    except BaseException as error:
-        return _told(error, source)
-
-
-def _unittest(module: types.ModuleType) -> str:
-    import unittest
-
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromModule(module).run(result)
-    for test, trace in (*result.errors, *result.failures):
-        return f"{test}: {trace.strip().splitlines()[-1]}"
-    return "a test succeeded that was expected to fail" if result.unexpectedSuccesses else ""
-
-
-def _told(error: BaseException, source: str) -> str:
-    """What failed: the line of the tests, and the exception."""
-    line, trace = 0, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "tests.py":
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    try:
-        text = str(error)[:500]
-    except Exception as another:
-        text = f"(no text: {type(another).__name__})"
-    lines = source.splitlines()
-    where = f"line {line} of the tests: {lines[line - 1].strip()[:200]}" if 0 < line <= len(lines) else ""
-    what = "" if type(error) is AssertionError and not text else f"{type(error).__name__}: {text}".removesuffix(": ")
-    return "; ".join(part for part in (where, what) if part)
-
-
 def judge(fd: int, task: dict[str, Any]) -> tuple[str, str, tuple[bool, ...], bool]:
     """Load the program into the other box, run calls and tests: status, detail, calls that passed, whether the tests
     do not fit into two boxes."""
@@ -337,7 +285,7 @@ def judge(fd: int, task: dict[str, Any]) -> tuple[str, str, tuple[bool, ...], bo
         if wrong is not None:
             return "static_error", str(wrong)[:500], (), False
         if task["calls"]:
-            failure, cases = run_calls(names, task["calls"])
+            failure, cases = run_calls(functools.partial(names.of_program, judged=True), task["calls"])
         if task["tests"] and not failure:
             candidate = names.of_program(entry_point) if entry_point else None
             for name in MODULES:

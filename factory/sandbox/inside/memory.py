@@ -82,6 +82,21 @@ def in_files(paths: list[str]) -> int:
     return total
 
 
+def in_room(pids: list[str], path: str, most: int) -> int:
+    """Bytes of the file system that processes have at `path`; `most` where none of them shows it."""
+    for pid in pids:
+        try:
+            # A first thread that has ended has no files any more; others of its process may.
+            for thread in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
+                try:
+                    return in_files([f"/proc/{pid}/task/{thread}/root{path}"])
+                except OSError:
+                    continue
+        except OSError:  # it ended
+            continue
+    return most
+
+
 def in_sockets(pids: list[str], all_of_them: bool) -> int:
     """Bytes that sockets may hold: of `all_of_them` in this network namespace, or of these processes alone."""
     with open("/proc/net/sockstat", "rb") as file:

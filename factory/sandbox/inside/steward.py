@@ -56,11 +56,8 @@ class Job:
         boxed = self.work == _WORK
         pids = memory.everyone() if boxed and self.kind != PYTHON else memory.below(self.pid)
         held = memory.in_sockets(pids, boxed and self.kind != PYTHON)
-        try:
-            if boxed:
-                held += memory.in_files([f"/proc/{self.pid}/root{ROOM}"] if self.kind == PYTHON else _WRITABLE)
-        except OSError:  # its first thread has ended: then as much as there may be
-            held += self.files
+        if boxed:
+            held += memory.in_room(pids, ROOM, self.files) if self.kind == PYTHON else memory.in_files(_WRITABLE)
         if not (now_used := memory.used(pids, self.memory - held)):  # it has ended
             return
         now_used += held

@@ -140,13 +140,13 @@ def accepted(response: str, verifiers: Mapping[str, Any] | str) -> Check:
 
     They run in the sandbox of this process. Errors as of `Verifiers.check_all`, and where the row is none.
     """
-    from factory.verify.code import _sandbox
+    from factory.verify.code import sandbox
 
     try:
         found = Verifiers.of(json.loads(verifiers) if isinstance(verifiers, str) else verifiers)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FactoryError(f"verifiers: no row of Verifiers.row(): {type(error).__name__}: {error}") from error
-    return found.check(response, _sandbox())
+    return found.check(response, sandbox())
 
 
 @dataclass
