@@ -125,6 +125,8 @@ def test_tables_are_those_of_github() -> None:
         text = "\n".join(given_lines)
         tree = html.fromstring(f"<div>{cmarkgfm.github_flavored_markdown_to_html(text)}</div>")
         theirs = [table for table in tree.iter("table") if not any(table.iterancestors("blockquote", "li"))]
+        if not theirs and "```" in given_lines:
+            return  # an answer's table may stand in a fenced block; to GitHub that is code
         try:
             ours = parse_markdown_table(text)
         except Malformed as error:
@@ -135,8 +137,6 @@ def test_tables_are_those_of_github() -> None:
             else:
                 assert len(theirs) == 1
             return
-        if any(line.startswith("```") for line in given_lines) and not theirs:
-            return  # in a fenced block of its own
         assert len(theirs) == 1
         rows = list(theirs[0].iter("tr"))
         assert len(rows) == len(ours.rows) and {len(row) for row in rows} == {len(ours.rows[0])}
