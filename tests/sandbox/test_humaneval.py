@@ -110,4 +110,5 @@ def test_the_exceptions_of_mbpp_fail_in_a_plain_interpreter_too(data: Path):
 @pytest.mark.slow
 def test_of_humaneval_one_test_set_passes_a_wrong_program(sandbox: Sandbox, data: Path):
     """That of problem 34 is a single call, so a program passes that always gives its answer."""
-    assert {task.id for task in tasks(data / HUMANEVAL) if sandbox.weak(task)} == {"HumanEval/34"}
+    found = [replace(task, limits=Limits(seconds=5)) for task in tasks(data / HUMANEVAL)]  # some wrong ones never end
+    assert {task.id for task in found if sandbox.weak(task)} == {"HumanEval/34"}
