@@ -1,7 +1,7 @@
 """Runs a recipe of post-training: `python -m model.train RECIPE.toml [data=DATASET] [key=value ...]`.
 
-The run folder has the form of a pre-training's: recipe.json with the dataset's identity, metrics.parquet, loss.png,
-checkpoint/hf/ for everyone, and checkpoint/trainer/ to go on from.
+The run folder holds recipe.json with the dataset's identity, metrics.parquet, checkpoint/hf/ for everyone, and
+checkpoint/trainer/ to go on from.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def train(recipe: PostRecipe) -> Path:
         return load_model(path, recipe.model.implementation)
 
     model = RewardModel.load(start) if recipe.stage == "reward" else load(start)
+    if recipe.train.checkpoint_activations and not model.supports_gradient_checkpointing:
+        raise FactoryError("train.checkpoint_activations: only with model.implementation = 'transformers'")
     work = stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
     trainer = STAGES[recipe.stage](work)
     trainer.remove_callback(PrinterCallback)

@@ -176,6 +176,7 @@ def test_grpo_raises_its_reward(place, tmp_path):
         ("grpo", '[sample]\nrewards = ["tests.verify.verifiers:ends_with"]\ncolumns = {ending = "gold"}\n', "'gold'"),
         ("dpo", "[dpo]\nbata = 1\n", "did you mean 'beta'"),
         ("rl", "", "must be one of 'sft'"),
+        ("sft", "[train]\ncheckpoint_activations = true\n", "only with model.implementation"),
     ],
 )
 def test_mistakes_are_told_before_training(place, tmp_path, stage, more, told):

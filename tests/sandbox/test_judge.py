@@ -22,6 +22,7 @@ from factory.sandbox.judge import Sandbox
 from factory.sandbox.limits import Limits
 from factory.sandbox.machine import Machine
 from factory.sandbox.prepare import with_helpers
+from factory.sandbox.selftest import why_not
 from factory.sandbox.verdict import Call, Case, Task
 from factory.sandbox.wrong import mutants, wrong_programs
 from factory.sandbox.zygote import PythonZygote
@@ -301,6 +302,7 @@ def test_a_lack_of_descriptors_is_told_and_is_no_failure_of_the_program(sandbox:
 import os, resource
 from factory.engine.errors import FactoryError
 from factory.sandbox.judge import Sandbox
+from factory.sandbox.selftest import why_not
 from factory.sandbox.verdict import Call, Task
 
 def few(more):
@@ -389,3 +391,14 @@ def test_helpers_of_the_prompt_go_before_the_tests(sandbox: Sandbox):
     cheat = python("def grow(x): return 8\ndef f(x): return 0", tests=whole, entry_point="f")
     assert sandbox.judge(cheat).status == "failed"
     assert with_helpers(prompt, "assert f(1) == 0", "f") == "assert f(1) == 0"
+
+
+def test_tests_are_heard_together_without_a_box_too():
+    """Not only by the slower way, in a room of their own, that stands in where the court says nothing."""
+    task = Task(language="python", program="def f(x):\n    return x + 1\n", tests="assert f(1) == 2", entry_point="f")
+    if why := why_not("degraded", zygote=True):
+        pytest.skip(why)
+    with Sandbox(isolation="degraded", workers=1) as opened:
+        found = opened._in_court(task)
+        assert found is not None and found.status == "passed"
+        assert opened.judge(task).isolation == "degraded"

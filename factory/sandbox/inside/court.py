@@ -65,7 +65,7 @@ def _hear(program: int, channel: int, seconds: float) -> NoReturn:
     """In the process of a task: run its tests."""
     try:
         _signal.setitimer(_signal.ITIMER_REAL, seconds)
-        folder = f"/work/{os.getpid()}"
+        folder = str(os.getpid())  # below the court's own, wherever that lies
         os.mkdir(folder)
         os.chdir(folder)
         os.dup2(program, 0)
