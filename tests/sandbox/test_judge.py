@@ -302,7 +302,6 @@ def test_a_lack_of_descriptors_is_told_and_is_no_failure_of_the_program(sandbox:
 import os, resource
 from factory.engine.errors import FactoryError
 from factory.sandbox.judge import Sandbox
-from factory.sandbox.selftest import why_not
 from factory.sandbox.verdict import Call, Task
 
 def few(more):
