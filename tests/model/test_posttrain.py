@@ -21,7 +21,7 @@ from model.posttrain import run
 from model.posttrain.config import load_recipe
 from model.posttrain.data import conversations, load_tokenizer
 from model.posttrain.language_model import LanguageModel
-from model.posttrain.rewards import Scorer
+from model.posttrain.rewards import Scorer, model_reward
 from model.transformer import Transformer
 from tests.engine.build import build, make
 
@@ -157,6 +157,11 @@ def test_a_reward_model_is_read_by_transformers(place, tmp_path):
     with torch.no_grad():
         told = [theirs(torch.tensor([row])).logits.item() for row in rows]
     assert [right, wrong] == pytest.approx(told, abs=1e-4)
+    score = model_reward(str(folder))
+    assert score(prompts=["Question: 1+2=? Answer:"], completions=[" 3."]) == pytest.approx([right], abs=1e-5)
+    more = f'[sample]\nrewards = ["{folder}"]\nmax_new_tokens = 8\n'
+    tuned = run.train(recipe(place, "grpo", tmp_path / "tuned", "steps=2", more=more))
+    assert duckdb.sql(f"select count(reward) from '{tuned}/metrics.parquet'").fetchall() == [(2,)]
 
 
 def test_grpo_raises_its_reward(place, tmp_path):
