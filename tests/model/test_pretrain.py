@@ -23,8 +23,9 @@ from factory.engine.errors import FactoryError
 from model import generate, pretrain, train
 from model.config import DataConfig, OptimizerConfig
 from model.data import open_datasets
+from model.objective import loss_of
 from model.picture import Progress, clock, text_curve
-from model.pretrain import Pretraining, Stopped, loss_of
+from model.pretrain import Pretraining, Stopped
 from model.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
