@@ -182,7 +182,6 @@ def test_two_processes_get_the_answers_of_one(probed: Path, dataset: Path, tmp_p
     one = alone(probed, dataset, tmp_path / "one", *words)
     one.run()
     found, expected = ([row["probe_accuracy"] for row in part] for part in (rows(out), one.metrics))
-    print(expected)
     assert found == expected and one.ends["learn"] + 2 == len(found)
 
 
