@@ -214,7 +214,8 @@ def _cut(recipe: Recipe, source: Source, context: Context, splits: list[Split], 
             held = step.resources
             stages[-1].entries.append((number, entry))
         before = schema
-        schema = step.schema(schema)
+        with located(where):
+            schema = step.schema(schema)
         if annotate:
             for column in annotation_fields(recipe_entry(recipe, number), step, before):
                 schema = schema.append(column)
