@@ -96,6 +96,17 @@ class Seam:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What a Regroup saw and its rows do not tell (prompts without a pair, votes), counted by name.
+
+    The engine sums the counts of a step over its shards: they stand in the receipts and the manifest, and
+    `factory show` prints them beneath the step. They are no rows: the law of the receipts knows nothing of them.
+    """
+
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Mapped:
     """A Map's result where it drops or fails rows: `batch` has a row for each row that came in.
 
@@ -233,7 +244,7 @@ class Regroup(Step):
         """The part of the work that is done row by row, as a Map does it."""
         return batch
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure | Tally]:
         """`batches` are all of a shard's prepared rows, in order. Rows made carry the ids of those consumed."""
         raise NotImplementedError
 

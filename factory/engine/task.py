@@ -17,7 +17,7 @@ from factory.engine.guard import Guard, Suspicion
 from factory.engine.outputs import Outputs, Rows, thin
 from factory.engine.receipt import Meter, StepCount, receipt_path, steps_to_json, totals
 from factory.engine.stage import FAILED, Entry, Opened, annotation, has_rows, is_done
-from factory.engine.step import Failure, Filter, Gather, Map, Mapped, Memo, Regroup, Seam, Source, Step
+from factory.engine.step import Failure, Filter, Gather, Map, Mapped, Memo, Regroup, Seam, Source, Step, Tally
 
 BATCH_BYTES = 16 << 20
 FAILED_BYTES = 64 << 10
@@ -270,6 +270,9 @@ class StageTask:
                 yield _living(outcome.batch, outcome.memo)
 
         for made in step(prepared()):
+            if isinstance(made, Tally):
+                count.tally.update({name: int(seen) for name, seen in made.counts.items()})
+                continue
             rows = 1 if isinstance(made, Failure) else made.num_rows
             count.made += rows
             self.progress(0, 0, rows)

@@ -31,6 +31,7 @@ from factory.engine.step import (
     Seam,
     Source,
     Split,
+    Tally,
     reasons,
 )
 
@@ -171,6 +172,24 @@ class Pairs(Regroup):
                 "text": pa.array([" ".join(t for _, t in rows)], pa.large_string()),
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Pairs):
+    """Pairs that also tell how many were joined, and rows by the last digit of their id."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Tally]:
+        seen: list[str] = []
+
+        def watched() -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                seen.extend(batch.column("id").to_pylist())
+                yield batch
+
+        for made in super().__call__(watched()):
+            yield made
+            yield Tally({"joined": made.num_rows})
+        yield Tally({f"ends in {digit}": sum(id_.endswith(str(digit)) for id_ in seen) for digit in range(3)})
 
 
 @dataclass(frozen=True, kw_only=True)
