@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from factory.engine import files, gather, manifest, shard
+from factory.engine import files, manifest, shard
+from factory.engine.decisions import Decided
 from factory.engine.errors import FactoryError, nearest
 from factory.engine.recipe import Recipe, StepEntry, describe, located
 from factory.engine.stage import DROPPED, Entry, Stage, annotation_fields, label
@@ -79,7 +80,7 @@ class Plan:
         """Of an exchange: so many that one fits in memory. It changes no result."""
         return min(4096, max(4, -(-self.input_bytes // PARTITION_BYTES)))
 
-    def stage(self, number: int, inputs: list[str], decided: gather.Decided | None, artifacts: dict[str, str]) -> Stage:
+    def stage(self, number: int, inputs: list[str], decided: Decided | None, artifacts: dict[str, str]) -> Stage:
         """The stage as its workers will read it."""
         planned = self.stages[number]
         folder = stage_folder(self.root, planned.key)

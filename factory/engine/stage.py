@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from factory.engine import files, gather, shard
-from factory.engine.gather import Decided
+from factory.engine.decisions import Decided
 from factory.engine.receipt import receipt_path
 from factory.engine.recipe import located, make_step
 from factory.engine.step import Context, Filter, Gather, Map, Memo, Regroup, Split, Step

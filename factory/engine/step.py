@@ -253,7 +253,8 @@ class Regroup(Step):
 class Gather(Step):
     """Looks across shards: per shard, emit keyed records; per partition, decide; per shard, apply."""
 
-    reason: ClassVar[str] = ""
+    reasons: ClassVar[tuple[str, ...]] = ()
+    """Why it drops rows."""
 
     def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, np.ndarray]:
         """What the shard contributes, for the rows where `memo.alive` is true only, in order.
@@ -267,7 +268,9 @@ class Gather(Step):
     def decide(self, exchange: Exchange) -> Records | None:
         """Runs in the driver and chains exchanges; returns the rows to drop, or None to keep all.
 
-        The records have the fields `key` (the doc that goes), `kept` (the doc that stays for it), `pair` (the doc
-        whose likeness tied it) and `similarity` (float32); dropped/ shows them as kept_id, pair_id, similarity.
+        The records, routed by shard, have the fields `key` (the doc that goes), `kept` (the doc that stays for it),
+        `pair` (the doc whose likeness tied it) and `similarity` (float32); dropped/ shows them as kept_id, pair_id,
+        similarity. Where a row goes for no other's sake, `kept` and `pair` are the row itself, and all three are null.
+        A field `reason` (uint8) is an index into `reasons`; without it every row goes for the first.
         """
         raise NotImplementedError
