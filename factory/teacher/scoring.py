@@ -173,7 +173,7 @@ class Steps(Scorer):
     architecture = "AutoModelForTokenClassification"
 
     @property
-    def rule(self) -> str:
+    def rule(self) -> Any:
         """How a chain is cut in steps: a rule of factory.verify.steps."""
         return getattr(self.network.config, "step_rule", "lines")
 
