@@ -25,6 +25,7 @@ COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
     "reward": (("prompt", "chosen", "rejected"),),
     "dpo": (("prompt", "chosen", "rejected"),),
     "grpo": (("prompt",),),
+    "online_dpo": (("prompt",),),
 }
 IGNORE = -100
 Message = dict[str, str]

@@ -31,7 +31,7 @@ from model.checkpoint import ARCHITECTURES, save_hf
 from model.parallel import cores
 from model.picture import clock
 from model.posttrain import rewards, stages
-from model.posttrain.config import PostRecipe
+from model.posttrain.config import SAMPLING, PostRecipe
 from model.posttrain.data import load_tokenizer, read
 from model.posttrain.heads import RewardModel
 from model.posttrain.language_model import LanguageModel
@@ -43,15 +43,34 @@ SHOWN = {
     "rewards/margins": "margin",
     "rewards/accuracies": "accuracy",
     "reward": "reward",
+    "groups_dropped": "groups dropped",
     "accuracy": "accuracy",
     "margin": "margin",
     "eval_accuracy": "held-out accuracy",
 }
-STAGES = {"sft": stages.sft, "dpo": stages.dpo, "reward": stages.reward, "grpo": stages.grpo}
+STAGES = {
+    "sft": stages.sft,
+    "dpo": stages.dpo,
+    "reward": stages.reward,
+    "grpo": stages.grpo,
+    "online_dpo": stages.online_dpo,
+}
 
 
 def train(recipe: PostRecipe) -> Path:
     """Run a recipe to the end, or go on where it was stopped, and return its run folder."""
+    work = begin(recipe)
+    trainer = STAGES[recipe.stage](work)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Told())
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work.folder / "checkpoint" / "trainer")))
+    _export(trainer, work)
+    _metrics(trainer.state.log_history, work.folder)
+    return work.folder
+
+
+def begin(recipe: PostRecipe) -> stages.Work:
+    """What a trainer is made of, with the run folder that says so. FactoryError where it does not fit together."""
     torch.set_num_threads(recipe.train.threads or cores())
     transformers.set_seed(recipe.train.seed)
     for library in (transformers.utils.logging, datasets.utils.logging):
@@ -60,7 +79,7 @@ def train(recipe: PostRecipe) -> Path:
     start = recipe.model.start
     if not (Path(start) / "config.json").is_file():
         raise FactoryError(f"model.start = {start!r}: no config.json there: give a checkpoint in Hugging Face's form")
-    more = rewards.needs(recipe.sample) if recipe.stage == "grpo" else ()
+    more = rewards.needs(recipe.sample) if recipe.stage in SAMPLING else ()
     rows = read(recipe.data, recipe.stage, start, more)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
@@ -74,14 +93,7 @@ def train(recipe: PostRecipe) -> Path:
     model = RewardModel.load(start) if recipe.stage == "reward" else load(start)
     if recipe.train.checkpoint_activations and not model.supports_gradient_checkpointing:
         raise FactoryError("train.checkpoint_activations: only with model.implementation = 'transformers'")
-    work = stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
-    trainer = STAGES[recipe.stage](work)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Told())
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / "checkpoint" / "trainer")))
-    _export(trainer, work)
-    _metrics(trainer.state.log_history, folder)
-    return folder
+    return stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
 
 
 def load_model(path: str, implementation: str) -> PreTrainedModel:
@@ -166,5 +178,6 @@ def _export(trainer: Trainer, work: stages.Work) -> None:
 
 def _metrics(history: list[dict[str, Any]], folder: Path) -> None:
     rows = [row for row in history if "loss" in row or any(name.startswith("eval_") for name in row)]
+    names = dict.fromkeys(name for row in rows for name in row)
     with aside(str(folder / "metrics.parquet")) as scratch:
-        pq.write_table(pa.Table.from_pylist(rows), scratch)
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), scratch)

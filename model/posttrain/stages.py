@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from factory.engine.errors import FactoryError
 from model.merging import OnlineMerging
 from model.posttrain.config import PostRecipe
 from model.posttrain.data import Rows, as_dataset, conversations
+from model.posttrain.grpo import Grpo, OnlineDpo
 from model.posttrain.rewards import rewards
 
 SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
@@ -164,26 +165,52 @@ def reward(work: Work) -> Trainer:
 
 def grpo(work: Work) -> Trainer:
     told = work.recipe.sample
-    remote: dict[str, Any] = (
-        {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": told.vllm} if told.vllm else {}
+    arguments = work.arguments(work.rows.training.num_rows * told.samples)
+    micro = arguments["per_device_train_batch_size"]
+    arguments["per_device_eval_batch_size"] = max(1, micro // told.samples) * told.samples
+    return Grpo(
+        args=_sampling(work, arguments, temperature=told.temperature),
+        reference=work.load(work.recipe.model.start) if told.beta else None,
+        divergence=told.beta,
+        **_sampled(work),
     )
-    arguments = GRPOConfig(
-        **work.arguments(work.rows.training.num_rows * told.samples),
+
+
+def online_dpo(work: Work) -> Trainer:
+    told = work.recipe.sample
+    arguments = work.arguments(work.rows.training.num_rows)
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        arguments[name] *= told.samples  # TRL counts samples, the recipe pairs
+    return OnlineDpo(
+        args=_sampling(work, arguments, generation_kwargs={"temperature": told.temperature}),
+        reference=work.load(work.recipe.model.start),
+        strength=work.recipe.dpo.beta,
+        sft_weight=work.recipe.dpo.sft_weight,
+        **_sampled(work),
+    )
+
+
+def _sampling(work: Work, arguments: dict[str, Any], **more: Any) -> GRPOConfig:
+    told = work.recipe.sample
+    if told.vllm:
+        more |= {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": told.vllm}
+    return GRPOConfig(
+        **arguments,
         num_generations=told.samples,
         max_completion_length=told.max_new_tokens,
-        temperature=told.temperature,
         top_p=told.top_p,
         top_k=0,
-        beta=told.beta,
         epsilon=told.clip,
         reward_weights=list(told.weights) or None,
         shuffle_dataset=False,  # the prompts come in the order of the dataset: those of highest variance first
-        **remote,
+        **more,
     )
-    return GRPOTrainer(
-        reward_funcs=list(rewards(told)),
-        args=arguments,
-        train_dataset=as_dataset(work.rows.training),
-        eval_dataset=as_dataset(work.rows.evaluation),
+
+
+def _sampled(work: Work) -> dict[str, Any]:
+    return {
+        "reward_funcs": list(rewards(work.recipe.sample)),
+        "train_dataset": as_dataset(work.rows.training),
+        "eval_dataset": as_dataset(work.rows.evaluation),
         **work.shared(),
-    )
+    }

@@ -4,75 +4,21 @@ refuse what was made for another model."""
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import duckdb
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from factory.corpus.tokens import train_bpe
 from factory.engine.errors import FactoryError
-from model.checkpoint import save_hf
-from model.config import ModelConfig
-from model.data import read_tokenizer
 from model.posttrain import run
-from model.posttrain.config import load_recipe
 from model.posttrain.data import conversations, load_tokenizer
 from model.posttrain.language_model import LanguageModel
 from model.posttrain.rewards import Scorer, model_reward
-from model.transformer import Transformer
 from tests.engine.build import build, make
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A small checkpoint with a tokenizer, and datasets of sums."""
-    folder = tmp_path_factory.mktemp("posttrain")
-    train_bpe(iter(f"Question: {a}+{b}=? Answer: {a + b}." for a in range(30) for b in range(30)), 320, folder / "tok")
-    ids = read_tokenizer(folder / "tok")[1]
-    config = ModelConfig(
-        vocab_size=len(ids), hidden_size=32, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=128
-    )
-    model = Transformer(config)
-    model.initialise(0)
-    save_hf(model, folder / "base", folder / "tok", ids["<|im_end|>"])
-    chance = random.Random(0)
-    rows: dict[str, list[dict[str, object]]] = {"chats": [], "pairs": [], "prompts": []}
-    for number in range(64):
-        a, b = chance.randrange(30), chance.randrange(30)
-        row = {"id": str(number), "text": ""}
-        turns = [{"role": "user", "content": f"{a}+{b}=?"}, {"role": "assistant", "content": f"{a + b}"}]
-        rows["chats"].append(row | {"messages": turns})
-        asked = f"Question: {a}+{b}=? Answer:"
-        rows["pairs"].append(row | {"prompt": asked, "chosen": f" {a + b}.", "rejected": f" {a}, so {b}?"})
-        rows["prompts"].append(row | {"prompt": asked, "ending": "1"})
-    for name, some in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-        columns = ["ending"] if name == "prompts" else []
-        source = {"use": "ingest.JsonLines", "glob": str(folder / f"{name}.jsonl"), "columns": columns}
-        build(make(source, name=name), folder / "runs")
-    return folder
-
-
-def recipe(place: Path, stage: str, out: Path, *words: str, more: str = ""):
-    data = {"sft": "chats", "grpo": "prompts"}.get(stage, "pairs")
-    path = out.with_suffix(".toml")
-    path.write_text(
-        f'stage = "{stage}"\n[model]\nstart = "{place}/base"\n[data]\npath = "{place}/runs/{data}@1"\n{more}'
-    )
-    given = ["batch_size=16", "steps=6", "threads=1", "save_every=3", "evaluate_every=6", "learning_rate=3e-3"]
-    return load_recipe(path, [*given, f"out={out}", *words])
-
-
-def losses(folder: Path) -> list[float]:
-    sql = f"select loss from '{folder}/metrics.parquet' where loss is not null order by step"
-    return [loss for (loss,) in duckdb.sql(sql).fetchall()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder / "checkpoint" / "hf").state_dict()
+from tests.model.posttrain import losses, recipe, stopped, weights
 
 
 def test_it_is_transformers_model_to_trl(place):
@@ -116,17 +62,7 @@ def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatc
     said = json.loads((whole / "recipe.json").read_text())
     assert said["dataset"]["name"] == "chats" and len(said["dataset"]["key"]) > 10
 
-    class Stopped(Exception):
-        pass
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step == 5:
-                raise Stopped
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(run, "Told", Stop)
-        run.train(recipe(place, "sft", tmp_path / "half", "max_length=128"))
+    stopped(recipe(place, "sft", tmp_path / "half", "max_length=128"), 5, monkeypatch)
     half = run.train(recipe(place, "sft", tmp_path / "half", "max_length=128"))
     before, after = weights(whole), weights(half)
     assert all(torch.equal(before[name], after[name]) for name in before)
