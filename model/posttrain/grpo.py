@@ -34,12 +34,17 @@ class Sampled(GRPOTrainer):
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
+    @property
+    def _trains(self) -> bool:
+        assert self.model is not None
+        return bool(self.model.training)
+
     def _calculate_rewards(self, inputs: list[Any], *more: Any) -> Tensor:
-        """[samples of all processes, rewards]; their weighted sums [groups, samples] stay in `rewarded`, unknown: nan."""
+        """[samples of all processes, rewards]; the sums are kept in `rewarded` [groups, samples], nan where unknown."""
         each = super()._calculate_rewards(inputs, *more)
         total = (each * self.reward_weights.to(each.device)).nansum(1)
         total[each.isnan().all(1)] = torch.nan
-        self.rewarded = total.view(-1, self.num_generations if self.model.training else self.num_generations_eval)
+        self.rewarded = total.view(-1, self.num_generations if self._trains else self.num_generations_eval)
         return each
 
     def _groups(self) -> Tensor:
@@ -55,7 +60,7 @@ class Sampled(GRPOTrainer):
         return values[self.accelerator.process_index * count :][:count]
 
     def _tell(self, name: str, value: Tensor) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value.item())
+        self._metrics["train" if self._trains else "eval"][name].append(value.item())
 
     def _reference(self, ids: Tensor, mask: Tensor, keep: int) -> Tensor:
         with torch.no_grad():
@@ -129,7 +134,7 @@ class OnlineDpo(Sampled):
             said = (own * spoken).chunk(2)[0].sum()
             loss = loss - self.sft_weight * said / self._share(found["chosen_tokens"])
         if self.aux_loss_enabled:
-            steps = self.current_gradient_accumulation_steps if self.model.training else 1
+            steps = self.current_gradient_accumulation_steps if self._trains else 1
             loss = loss + self.router_aux_loss_coef * balance / steps
         if bool(there.any()):
             self._tell("rewards/margins", margin.detach().mean())

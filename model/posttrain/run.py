@@ -35,6 +35,7 @@ from model.posttrain.config import SAMPLING, PostRecipe
 from model.posttrain.data import load_tokenizer, read
 from model.posttrain.heads import RewardModel
 from model.posttrain.language_model import LanguageModel
+from model.posttrain.provenance import lineage
 
 SHOWN = {
     "loss": "loss",
@@ -66,6 +67,7 @@ def train(recipe: PostRecipe) -> Path:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work.folder / "checkpoint" / "trainer")))
     _export(trainer, work)
     _metrics(trainer.state.log_history, work.folder)
+    shutil.rmtree(work.cache)
     return work.folder
 
 
@@ -80,9 +82,9 @@ def begin(recipe: PostRecipe) -> stages.Work:
     if not (Path(start) / "config.json").is_file():
         raise FactoryError(f"model.start = {start!r}: no config.json there: give a checkpoint in Hugging Face's form")
     more = rewards.needs(recipe.sample) if recipe.stage in SAMPLING else ()
-    rows = read(recipe.data, recipe.stage, start, more)
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
+    rows = read(recipe.data, recipe.stage, start, folder / "cache", more)
     resolved = _resolved(recipe, rows.identity)
     _same(folder, resolved)
     write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
@@ -107,7 +109,12 @@ def load_model(path: str, implementation: str) -> PreTrainedModel:
 def _resolved(recipe: PostRecipe, dataset: dict[str, str]) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "trl": trl.__version__}
-    return {**dataclasses.asdict(recipe), "dataset": dataset, "versions": versions}
+    before: dict[str, Any] = {"start": lineage(recipe.model.start)}
+    if recipe.optimizer.merge:
+        before["base"] = lineage(recipe.model.base)
+    if recipe.stage in SAMPLING and (models := [name for name in recipe.sample.rewards if Path(name).is_dir()]):
+        before["rewards"] = [lineage(name) for name in models]
+    return {**dataclasses.asdict(recipe), "dataset": dataset, "lineage": before, "versions": versions}
 
 
 def _same(folder: Path, resolved: dict[str, Any]) -> None:
@@ -117,7 +124,19 @@ def _same(folder: Path, resolved: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_text("utf-8"))
     now = json.loads(json.dumps(resolved))
-    for name in ("stage", "model", "data", "optimizer", "train", "sft", "dpo", "reward", "sample", "dataset"):
+    for name in (
+        "stage",
+        "model",
+        "data",
+        "optimizer",
+        "train",
+        "sft",
+        "dpo",
+        "reward",
+        "sample",
+        "dataset",
+        "lineage",
+    ):
         if before.get(name) != now[name]:
             raise FactoryError(
                 f"{folder} holds another training: [{name}] differs. Give out=FOLDER, or remove that folder"

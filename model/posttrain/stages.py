@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, RewardConfig, RewardTrainer, 
 from factory.engine.errors import FactoryError
 from model.merging import OnlineMerging
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import Rows, as_dataset, conversations
+from model.posttrain.data import Rows, tokenized
 from model.posttrain.grpo import Grpo, OnlineDpo
 from model.posttrain.rewards import rewards
 
@@ -35,6 +35,11 @@ class Work:
     load: Callable[[str], PreTrainedModel]
     """A language model from a folder, as `model` was loaded."""
 
+    @property
+    def cache(self) -> Path:
+        """A folder for the rows as trainers take them; it goes when the training ends."""
+        return self.folder / "cache"
+
     def arguments(self, rows: int, world: int = 1) -> dict[str, Any]:
         """What the arguments of all trainers share; `rows` are there to learn from."""
         optimizer, train = self.recipe.optimizer, self.recipe.train
@@ -46,7 +51,7 @@ class Work:
                 "processes"
             )
         steps = train.steps or max(1, round(train.epochs * max(1, rows // train.batch_size)))
-        held = self.rows.evaluation.num_rows > 0
+        held = self.rows.evaluation is not None
         return {
             "output_dir": str(self.folder / "checkpoint" / "trainer"),
             "per_device_train_batch_size": micro,
@@ -109,12 +114,11 @@ class Work:
 
 def sft(work: Work) -> Trainer:
     length = work.recipe.train.max_length
-    (training, lost), (held, _) = (
-        conversations(table, work.tokenizer, length) for table in (work.rows.training, work.rows.evaluation)
-    )
+    training, lost = tokenized(work.rows.training, work.cache, "tokens", work.tokenizer, length)
+    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_tokens", work.tokenizer, length)
     if lost:
         print(f"warning: {lost} conversations have no answer within {length} tokens: left out", file=sys.stderr)
-    if not training.num_rows:
+    if training is None:
         raise FactoryError(f"no answer lies within train.max_length = {length} tokens: raise it")
     packing = work.recipe.sft.packing
     arguments = SFTConfig(
@@ -124,9 +128,7 @@ def sft(work: Work) -> Trainer:
         padding_free=packing,
         eval_packing=False,
     )
-    return SFTTrainer(
-        args=arguments, train_dataset=as_dataset(training), eval_dataset=as_dataset(held), **work.shared()
-    )
+    return SFTTrainer(args=arguments, train_dataset=training, eval_dataset=held, **work.shared())
 
 
 def dpo(work: Work) -> Trainer:
@@ -143,8 +145,8 @@ def dpo(work: Work) -> Trainer:
     return DPOTrainer(
         ref_model=work.load(work.recipe.model.start),
         args=arguments,
-        train_dataset=as_dataset(work.rows.training),
-        eval_dataset=as_dataset(work.rows.evaluation),
+        train_dataset=work.rows.training,
+        eval_dataset=work.rows.evaluation,
         **work.shared(),
     )
 
@@ -157,8 +159,8 @@ def reward(work: Work) -> Trainer:
     )
     return RewardTrainer(
         args=arguments,
-        train_dataset=as_dataset(work.rows.training),
-        eval_dataset=as_dataset(work.rows.evaluation),
+        train_dataset=work.rows.training,
+        eval_dataset=work.rows.evaluation,
         **work.shared(),
     )
 
@@ -210,7 +212,7 @@ def _sampling(work: Work, arguments: dict[str, Any], **more: Any) -> GRPOConfig:
 def _sampled(work: Work) -> dict[str, Any]:
     return {
         "reward_funcs": list(rewards(work.recipe.sample)),
-        "train_dataset": as_dataset(work.rows.training),
-        "eval_dataset": as_dataset(work.rows.evaluation),
+        "train_dataset": work.rows.training,
+        "eval_dataset": work.rows.evaluation,
         **work.shared(),
     }
