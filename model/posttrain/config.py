@@ -52,8 +52,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, or with `merge` the Online Merging Optimizer over it (model/merging.py)."""
+    """AdamW, or with `merge` the Online Merging Optimizer over it (model/merging.py); or Muon."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon on the matrices of the layers, AdamW on the rest, at one learning rate (model/muon.py)."""
     learning_rate: float = 7e-6
     """The highest, after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -177,6 +179,8 @@ class PostRecipe:
         for name, key in (("data", "evaluation_share"), ("optimizer", "final_share"), ("optimizer", "warmup_share")):
             if not 0 <= getattr(getattr(self, name), key) < 1:
                 raise FactoryError(f"{name}.{key} = {getattr(getattr(self, name), key)}: must be from 0 to below 1")
+        if self.optimizer.merge and self.optimizer.name != "adamw":
+            raise FactoryError("optimizer.merge: it merges AdamW's steps: leave optimizer.name out")
         if self.optimizer.merge and not self.model.base:
             raise FactoryError("optimizer.merge: say model.base, the checkpoint that the SFT began with")
         if self.stage in SAMPLING:

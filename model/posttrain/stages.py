@@ -15,6 +15,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, RewardConfig, RewardTrainer, 
 
 from factory.engine.errors import FactoryError
 from model.merging import OnlineMerging
+from model.muon import Muon
 from model.posttrain.config import PostRecipe
 from model.posttrain.data import Rows, tokenized
 from model.posttrain.grpo import Grpo, OnlineDpo
@@ -77,16 +78,18 @@ class Work:
         }
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, or with `merge` online merging; decay on matrices alone."""
+        """AdamW, with `merge` online merging, or Muon; decay on matrices alone."""
         told = self.recipe.optimizer
+        common: dict[str, Any] = {"lr": told.learning_rate, "betas": (told.beta1, told.beta2), "eps": told.epsilon}
+        if told.name == "muon":
+            return Muon(model.named_parameters(), weight_decay=told.weight_decay, **common)
         named = {name: one for name, one in model.named_parameters() if one.requires_grad}
         groups: list[dict[str, Any]] = [
             {"params": [one for one in named.values() if one.ndim >= 2], "weight_decay": told.weight_decay},
             {"params": [one for one in named.values() if one.ndim < 2], "weight_decay": 0.0},
         ]
-        common: dict[str, Any] = {"lr": told.learning_rate, "betas": (told.beta1, told.beta2), "eps": told.epsilon}
         if not told.merge:
-            return torch.optim.AdamW(groups, **common)
+            return torch.optim.AdamW(groups, fused=True, **common)
         before = dict(self.load(self.recipe.model.base).named_parameters())
         order = [one for group in groups for one in group["params"]]
         names = {id(one): name for name, one in named.items()}

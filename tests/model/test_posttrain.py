@@ -56,20 +56,22 @@ def test_labels_are_what_the_assistant_says(place):
     assert not conversations(pa.table({"prompt": ["1+1=?"] * 2, "response": ["2", "2"]}), tokenizer, 3).num_rows
 
 
-def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatch):
-    whole = run.train(recipe(place, "sft", tmp_path / "whole", "max_length=128"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatch, optimizer):
+    words = ("max_length=128", f"optimizer.name={optimizer}")
+    whole = run.train(recipe(place, "sft", tmp_path / "whole", *words))
     told = losses(whole)
     assert len(told) == 6 and told[-1] < told[0] - 0.3
     said = json.loads((whole / "recipe.json").read_text())
     assert said["dataset"]["name"] == "chats" and len(said["dataset"]["key"]) > 10
 
-    stopped(recipe(place, "sft", tmp_path / "half", "max_length=128"), 5, monkeypatch)
+    stopped(recipe(place, "sft", tmp_path / "half", *words), 5, monkeypatch)
     shutil.rmtree(tmp_path / "half" / "cache")  # what was made of the rows is made anew to the same bytes
-    half = run.train(recipe(place, "sft", tmp_path / "half", "max_length=128"))
+    half = run.train(recipe(place, "sft", tmp_path / "half", *words))
     before, after = weights(whole), weights(half)
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(FactoryError, match=r"another training: \[optimizer\] differs"):
-        run.train(recipe(place, "sft", tmp_path / "half", "max_length=128", "learning_rate=1e-4"))
+        run.train(recipe(place, "sft", tmp_path / "half", *words, "learning_rate=1e-4"))
 
 
 def test_dpo_is_that_of_transformers_and_merges_online(place, tmp_path):
@@ -81,6 +83,8 @@ def test_dpo_is_that_of_transformers_and_merges_online(place, tmp_path):
     assert losses(merged)[-1] < losses(merged)[0] and losses(merged) != losses(ours)
     with pytest.raises(FactoryError, match=r"say model\.base"):
         recipe(place, "dpo", tmp_path / "without", "merge=dare")
+    with pytest.raises(FactoryError, match="merges AdamW's steps"):
+        recipe(place, "dpo", tmp_path / "muon", "merge=dare", f"base={place}/base", "optimizer.name=muon")
 
 
 def test_a_reward_model_is_read_by_transformers(place, tmp_path):
