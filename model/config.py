@@ -171,11 +171,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Schedule):
-    """AdamW, and the learning rate over time."""
+    """The optimizer, and its learning rate over time."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon on the matrices of the layers, AdamW on the rest, at one learning rate (model/muon.py)."""
     scaling: str = "step"
     """The law for what is `scaling`: `step`, `deepseek`, or a law.json that model.scaling wrote."""
     beta1: float = 0.9
+    """AdamW's, like the next two."""
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1

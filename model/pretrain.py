@@ -27,6 +27,7 @@ from model.curriculum import Stage, stages
 from model.data import IGNORE, Span, TokenDataset, allot, read
 from model.flops import peak, utilisation
 from model.moe import Routing, balance_loss, expert_load
+from model.muon import Muon
 from model.parallel import World, accumulate, build, clip, cores, stop_signals
 from model.state import States
 from model.stream import Mixture, Stream, blocks
@@ -80,15 +81,23 @@ class Stopped(Exception):
         self.step, self.signal = step, number
 
 
-def optimizer_for(model: Transformer, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only."""
+def optimizer_for(model: Transformer, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of a recipe; weight decay on matrices only."""
+    betas = (config.beta1, config.beta2)
+    if config.name == "muon":
+        return Muon(
+            model.named_parameters(),
+            config.learning_rate,
+            betas=betas,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        )
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
