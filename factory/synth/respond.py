@@ -154,6 +154,9 @@ class Respond(Regroup):
                 raise FactoryError(f"column {self.column!r} holds {type_}: messages or a text can be asked")
         return super().schema(schema)
 
+    def made_for(self) -> dict[str, str]:
+        return checkpoint.made_for(self.model) if self._in_process else {}
+
     def files(self) -> tuple[str, ...]:
         inside = checkpoint.content(self.model) if self._in_process else ()
         return (*(path for path in (self.prompt, self.json_schema) if path), *inside)
