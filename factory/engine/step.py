@@ -172,6 +172,11 @@ class Step:
         """Datasets (`name@version`) that it reads: their manifest keys are part of the identity."""
         return ()
 
+    def made_for(self) -> dict[str, str]:
+        """What the rows that it makes are for alone, a hash of each: `tokenizer` and `template` (the chat template) of
+        the model that said them. It stands in the manifest, and is no part of the identity."""
+        return {}
+
     def measures(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, pa.Array]:
         """The numbers by which a Map or a Filter decides, of the batch as it comes in, a column each: written by
         `run --annotate`, to choose thresholds."""
