@@ -179,6 +179,8 @@ class Part:
     payloads: list[pa.Array | None]
     emitted: str
     shards: Sequence[str]
+    given: np.ndarray | None = None
+    """What the driver gave to every task of the exchange."""
 
     def side(self, name: str, number: int) -> np.ndarray:
         """The array that the Gather emitted beside a shard, one element a row, mapped from disk where it is local."""
@@ -227,6 +229,7 @@ class ExchangeTask:
     route: Route
     partitions: int
     artifact: bool = False
+    given: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
     @property
     def done(self) -> bool:
@@ -256,15 +259,23 @@ class Exchange:
         """What every shard emitted under a name, routed by a hash of its key."""
         return Records(files.join(self.folder, "emitted", name), len(self.shards), self.partitions)
 
-    def run(self, name: str, inputs: Sequence[Records], method: str, route: Route = "hash") -> Records:
+    def run(
+        self,
+        name: str,
+        inputs: Sequence[Records],
+        method: str,
+        route: Route = "hash",
+        given: np.ndarray | None = None,
+    ) -> Records:
         """One task a partition: `method` of the step (or `module:function`, called with the step first) takes a `Part`
-        and returns records. Finished tasks of an earlier, killed run are not repeated."""
+        and returns records. Finished tasks of an earlier, killed run are not repeated: what is `given` to all tasks,
+        a small array, must follow from the records alone."""
         output = files.join(self.folder, "exchanges", name)
         partitions = len(self.shards) if route == "shard" else self.partitions
         if len({records.partitions for records in inputs}) != 1:
             raise ValueError(f"{name}: its inputs are cut into different numbers of partitions")
         tasks = [
-            ExchangeTask(self.stage, self.folder, method, tuple(inputs), output, number, route, partitions)
+            ExchangeTask(self.stage, self.folder, method, tuple(inputs), output, number, route, partitions, given=given)
             for number in range(inputs[0].partitions)
         ]
         self.runner(name, [task for task in tasks if not task.done])
@@ -297,7 +308,7 @@ def run_exchange_task(task: ExchangeTask, step: Gather, shards: Sequence[str]) -
     meter = Meter()
     read = [records.partition(None if task.artifact else task.number) for records in task.inputs]
     emitted = files.join(task.folder, "emitted")
-    part = Part(task.number, [r for r, _ in read], [p for _, p in read], emitted, shards)
+    part = Part(task.number, [r for r, _ in read], [p for _, p in read], emitted, shards, task.given)
     if not task.artifact:
         value = find_method(step, task.method)(part)
         write_records(record_path(task.output, task.number), value, task.route, task.partitions, meter.read())

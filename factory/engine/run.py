@@ -149,7 +149,7 @@ class _Run:
                 exchange = gather.Exchange(
                     stage.folder, os.path.dirname(stage.emitted), inputs, stage.partitions, self._exchange, artifacts
                 )
-                decided = run_gather(step, exchange)
+                decided = run_gather(step, exchange, sum(one["rows_kept"] for one in self.receipts[-1]))
                 self.exchanges += [{"number": emits[0], "name": name, **used} for name, used in exchange.used.items()]
         self._check_inputs()
         return finish(self.plan, self.done, self.receipts, self.exchanges, artifacts)

@@ -172,6 +172,11 @@ class Step:
         """Datasets (`name@version`) that it reads: their manifest keys are part of the identity."""
         return ()
 
+    def made_for(self) -> dict[str, str]:
+        """What the rows that it makes are for alone, a hash of each: `tokenizer` and `template` (the chat template) of
+        the model that said them. It stands in the manifest, and is no part of the identity."""
+        return {}
+
     def measures(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, pa.Array]:
         """The numbers by which a Map or a Filter decides, of the batch as it comes in, a column each: written by
         `run --annotate`, to choose thresholds."""
@@ -255,6 +260,8 @@ class Gather(Step):
 
     reasons: ClassVar[tuple[str, ...]] = ()
     """Why it drops rows."""
+    arranges: ClassVar[bool] = False
+    """It drops nothing and gives every row a new place."""
 
     def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, np.ndarray]:
         """What the shard contributes, for the rows where `memo.alive` is true only, in order.
@@ -272,5 +279,8 @@ class Gather(Step):
         `pair` (the doc whose likeness tied it) and `similarity` (float32); dropped/ shows them as kept_id, pair_id,
         similarity. Where a row goes for no other's sake, `kept` and `pair` are the row itself, and all three are null.
         A field `reason` (uint8) is an index into `reasons`; without it every row goes for the first.
+
+        A Gather that arranges returns, also routed by shard, the fields `key` (a new place: shard << 32 | row, in as
+        many shards as there are) and `kept` (the doc that comes there), one of each row; None leaves all where it is.
         """
         raise NotImplementedError

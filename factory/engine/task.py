@@ -67,12 +67,11 @@ class StageTask:
             self.losses.abandon()
         if stage.emits:
             gather.write_emitted(stage.emitted, self.number, self._emitted(), stage.partitions)
-        source = stage.splits[self.number] if stage.splits else None
         receipt = {
             "stage": stage.key,
             "stage_number": stage.number,
             "shard": self.number,
-            "input": f"{source.path}:{source.start}-{source.end}" if source else stage.inputs[self.number],
+            "input": self._input(),
             **totals(self.counts),
             "bytes_in": self.bytes_in,
             "bytes_out": sum(o["bytes"] for o in outputs),
@@ -87,6 +86,20 @@ class StageTask:
             "emit_failed": stage.gather if self.emit_failed else None,
         }
         files.write_json(receipt_path(stage.folder, self.number), receipt, first_wins=True)
+
+    def _input(self) -> str:
+        """What the task reads, as its receipt tells it."""
+        if self.stage.splits:
+            source = self.stage.splits[self.number]
+            return f"{source.path}:{source.start}-{source.end}"
+        if self._arranged():
+            return f"rows of {len(self.stage.inputs)} shards"
+        return self.stage.inputs[self.number]
+
+    def _arranged(self) -> bool:
+        """Whether the Gather before this stage gave its rows new places."""
+        step = self.opened.applied
+        return self.stage.decided is not None and step is not None and step.arranges
 
     def _forget(self) -> None:
         """What an earlier run of this task left: its receipt, and the marks of what it contributed to any Gather."""
@@ -148,14 +161,17 @@ class StageTask:
 
     def _read_shard(self, count: StepCount) -> Iterator[tuple[pa.RecordBatch, Memo]]:
         stage = self.stage
+        schema = shard.unpack_schema(stage.before)
         applied = None
-        if stage.decided:
-            assert stage.applied is not None
-            step = stage.applied.build()
-            assert isinstance(step, Gather)
-            applied = decisions.read_decisions(stage.decided, self.number, step)
+        if self._arranged():
+            assert stage.decided is not None
+            batches = decisions.read_arranged(stage.decided, self.number, stage.inputs, schema, BATCH_BYTES)
+        else:
+            batches = shard.read_batches(stage.inputs[self.number], schema)
+            if stage.decided and self.opened.applied:
+                applied = decisions.read_decisions(stage.decided, self.number, self.opened.applied)
         row = 0
-        for batch in self._pieces(shard.read_batches(stage.inputs[self.number], shard.unpack_schema(stage.before))):
+        for batch in self._pieces(batches):
             begun = time.process_time()
             size = int(shard.row_bytes(batch).sum())
             memo = Memo(batch.num_rows)

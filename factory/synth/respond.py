@@ -14,6 +14,7 @@ from annotated_types import Ge, Le
 
 from factory.engine.errors import FactoryError
 from factory.engine.step import Failure
+from factory.teacher import checkpoint
 from factory.teacher.asking import ASKED, Asking, content_of
 from factory.teacher.request import Failed, Response, Sampling
 
@@ -72,6 +73,9 @@ class Respond(Asking):
             if not (_is_text(type_) or pa.types.is_list(type_) or pa.types.is_large_list(type_)):
                 raise FactoryError(f"column {self.column!r} holds {type_}: messages or a text can be asked")
         return super().schema(schema)
+
+    def made_for(self) -> dict[str, str]:
+        return checkpoint.made_for(self.model) if self._in_process else {}
 
     @cached_property
     def sampling(self) -> Sampling:
