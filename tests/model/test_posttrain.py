@@ -74,6 +74,17 @@ def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatc
         run.train(recipe(place, "sft", tmp_path / "half", *words, "learning_rate=1e-4"))
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_epoch_of_sft_is_each_conversation_once(place, tmp_path, packing):
+    words = (f"packing={str(packing).lower()}", "steps=0", "epochs=2", "max_length=128", "evaluation_share=0")
+    out = run.train(recipe(place, "sft", tmp_path / "out", *words, "batch_size=24", "micro_batch_size=8"))
+    tokens, steps = duckdb.sql(f"select max(num_tokens), max(step) from '{out}/metrics.parquet'").fetchall()[0]
+    tokenizer = data.load_tokenizer(place / "base")
+    chats = duckdb.sql(f"select messages from '{place}/runs/chats@1/rows/*.parquet'").fetch_arrow_table()
+    said = data.conversations(chats, tokenizer, 128)["input_ids"].to_pylist()
+    assert steps == 2 * 3 and tokens == 2 * sum(map(len, said))
+
+
 def test_dpo_is_that_of_transformers_and_merges_online(place, tmp_path):
     ours = run.train(recipe(place, "dpo", tmp_path / "ours"))
     theirs = run.train(recipe(place, "dpo", tmp_path / "theirs", "implementation=transformers"))
