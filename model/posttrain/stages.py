@@ -23,7 +23,7 @@ from model.posttrain.grpo import Grpo, OnlineDpo
 from model.posttrain.language_model import score_by_own
 from model.posttrain.rewards import rewards
 
-SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "polynomial", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,10 @@ class Work:
             "max_steps": steps,
             "learning_rate": optimizer.learning_rate,
             "lr_scheduler_type": SCHEDULES[optimizer.schedule],
-            "lr_scheduler_kwargs": {"min_lr_rate": optimizer.final_share} if optimizer.schedule == "cosine" else {},
+            "lr_scheduler_kwargs": {
+                "cosine": {"min_lr_rate": optimizer.final_share},
+                "linear": {"lr_end": optimizer.final_share * optimizer.learning_rate, "power": 1.0},
+            }.get(optimizer.schedule, {}),
             "warmup_steps": round(optimizer.warmup_share * steps),
             "max_grad_norm": optimizer.clip,
             "bf16": train.dtype == "bfloat16",
