@@ -24,7 +24,7 @@ from model.generate import Generator, end_ids, load_tokenizer
 from model.loss import CPU_LOGITS, GPU_LOGITS
 from model.moe import Routing
 from model.sample import Sampling
-from model.transformer import Transformer
+from model.transformer import Decoder, Transformer
 
 
 class Backbone(nn.Module):
@@ -55,7 +55,9 @@ class Backbone(nn.Module):
         if position_ids is not None and bool((position_ids[:, 1:] == 0).any()):
             documents = Documents(position_ids == 0, restart=True)
         before = _padding_before(attention_mask)
-        if before is None:
+        if attention_mask is not None and routings is None and not input_ids.is_cuda and not attention_mask.all():
+            hidden = _without_padding(decoder, input_ids, attention_mask.bool())
+        elif before is None:
             hidden = decoder(input_ids, documents=documents, routings=routings)
         else:
             # Each row is turned so that its tokens begin at place 0, where positions begin; padding behind them is
@@ -68,6 +70,17 @@ class Backbone(nn.Module):
             hidden = hidden.gather(1, back[:, :, None].expand_as(hidden))
         logits = None if routings is None else tuple(routing.logits for routing in routings)
         return MoeModelOutputWithPast(last_hidden_state=hidden, router_logits=logits)  # type: ignore[arg-type]
+
+
+def _without_padding(decoder: Decoder, ids: Tensor, mask: Tensor) -> Tensor:
+    """The hidden states [B, T, C] of rows with padding, 0 there: their tokens as documents of one row."""
+    places = mask.flatten().nonzero()[:, 0]
+    begins = torch.zeros_like(mask)
+    begins[torch.arange(len(mask), device=mask.device), mask.to(torch.int8).argmax(1)] = True
+    documents = Documents(begins.flatten()[places][None], restart=True)
+    hidden = decoder(ids.flatten()[places][None], documents=documents)[0]
+    whole = hidden.new_zeros(mask.numel(), hidden.shape[1])
+    return whole.index_put((places,), hidden).view(*mask.shape, -1)
 
 
 def _padding_before(attention_mask: Tensor | None) -> Tensor | None:
