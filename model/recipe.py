@@ -15,7 +15,7 @@ from typing import Any
 from factory.engine.errors import FactoryError, nearest
 from model.checkpoint import configuration
 from model.config import DataConfig, ModelConfig, OptimizerConfig, Schedule, StageConfig, TrainConfig, TrainRecipe
-from model.options import section, typed
+from model.options import section, typed, value
 from model.presets import PRESETS
 from model.scaling import SCALING, Grid
 
@@ -119,10 +119,6 @@ def override(given: dict[str, Any], word: str, sections: Mapping[str, type]) -> 
     if key in TOP:
         given[key] = text
         return
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a string without quotes
     *owners, name = key.split(".")
     if owners[:1] == [STAGES] and len(owners) > 1:
         named = {table["name"]: table for table in given.get(STAGES, [])}
@@ -135,7 +131,7 @@ def override(given: dict[str, Any], word: str, sections: Mapping[str, type]) -> 
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
         raise FactoryError(f"{word!r}: {'.'.join(owners)} is not a table of keys")
-    table[name] = value
+    table[name] = value(text)
 
 
 def _one_dataset(given: dict[str, Any], path: str) -> None:

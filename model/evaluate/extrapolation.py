@@ -36,9 +36,9 @@ from factory.engine.errors import FactoryError, nearest
 from factory.engine.files import make_folder, write_json
 from model.attention import DualChunk
 from model.config import ModelConfig
-from model.evaluate.__main__ import value
 from model.evaluate.results import heatmap
 from model.muon import Muon
+from model.options import value
 from model.rope import RopeScaling
 from model.transformer import Transformer
 
