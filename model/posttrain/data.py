@@ -23,6 +23,7 @@ from model.posttrain.config import DataConfig, Stage
 COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
     "sft": (("messages",), ("prompt", "response")),
     "reward": (("prompt", "chosen", "rejected"),),
+    "prm": (("prompt", "completions", "labels"),),
     "dpo": (("prompt", "chosen", "rejected"),),
     "grpo": (("prompt",),),
 }

@@ -27,14 +27,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside, make_folder, write_atomic
-from model.checkpoint import ARCHITECTURES, save_hf
+from model.checkpoint import save_hf
 from model.parallel import cores
 from model.picture import clock
-from model.posttrain import rewards, stages
+from model.posttrain import process, rewards, stages
 from model.posttrain.config import PostRecipe
 from model.posttrain.data import load_tokenizer, read
 from model.posttrain.heads import RewardModel
-from model.posttrain.language_model import LanguageModel
+from model.posttrain.language_model import LanguageModel, is_ours
 
 SHOWN = {
     "loss": "loss",
@@ -46,8 +46,9 @@ SHOWN = {
     "accuracy": "accuracy",
     "margin": "margin",
     "eval_accuracy": "held-out accuracy",
+    "eval_first_wrong": "first wrong step found",
 }
-STAGES = {"sft": stages.sft, "dpo": stages.dpo, "reward": stages.reward, "grpo": stages.grpo}
+STAGES = {"sft": stages.sft, "dpo": stages.dpo, "reward": stages.reward, "prm": process.prm, "grpo": stages.grpo}
 
 
 def train(recipe: PostRecipe) -> Path:
@@ -71,7 +72,12 @@ def train(recipe: PostRecipe) -> Path:
     def load(path: str) -> PreTrainedModel:
         return load_model(path, recipe.model.implementation)
 
-    model = RewardModel.load(start) if recipe.stage == "reward" else load(start)
+    if recipe.stage == "reward":
+        model: PreTrainedModel = RewardModel.load(start)
+    elif recipe.stage == "prm":
+        model = process.load(start, recipe.model.implementation)
+    else:
+        model = load(start)
     if recipe.train.checkpoint_activations and not model.supports_gradient_checkpointing:
         raise FactoryError("train.checkpoint_activations: only with model.implementation = 'transformers'")
     work = stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
@@ -86,8 +92,7 @@ def train(recipe: PostRecipe) -> Path:
 
 def load_model(path: str, implementation: str) -> PreTrainedModel:
     """A language model by our code or by transformers', in float32."""
-    kind = json.loads((Path(path) / "config.json").read_text("utf-8")).get("model_type")
-    if implementation == "factory" or (implementation == "auto" and kind in ARCHITECTURES):
+    if is_ours(path, implementation):
         return LanguageModel.load(path)
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
 
@@ -105,7 +110,7 @@ def _same(folder: Path, resolved: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_text("utf-8"))
     now = json.loads(json.dumps(resolved))
-    for name in ("stage", "model", "data", "optimizer", "train", "sft", "dpo", "reward", "sample", "dataset"):
+    for name in ("stage", "model", "data", "optimizer", "train", "sft", "dpo", "reward", "prm", "sample", "dataset"):
         if before.get(name) != now[name]:
             raise FactoryError(
                 f"{folder} holds another training: [{name}] differs. Give out=FOLDER, or remove that folder"
@@ -166,5 +171,6 @@ def _export(trainer: Trainer, work: stages.Work) -> None:
 
 def _metrics(history: list[dict[str, Any]], folder: Path) -> None:
     rows = [row for row in history if "loss" in row or any(name.startswith("eval_") for name in row)]
+    names = dict.fromkeys(name for row in rows for name in row)
     with aside(str(folder / "metrics.parquet")) as scratch:
-        pq.write_table(pa.Table.from_pylist(rows), scratch)
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), scratch)
