@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections import Counter
@@ -54,6 +55,8 @@ class Generator:
         end: Iterable[int] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+        self.folder: Path | None = None
+        """Where it was loaded from."""
         known = tokenizer.token_to_id(END)
         self.end = frozenset(end if end is not None else [] if known is None else [known])
 
@@ -79,10 +82,28 @@ class Generator:
             model.config = model.model.config = dataclasses.replace(model.config, **changes)
             model.config.check()
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        return cls(model, load_tokenizer(folder), batch_tokens, end_ids(folder))
+        made = cls(model, load_tokenizer(folder), batch_tokens, end_ids(folder))
+        made.folder = folder
+        return made
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         return list(self.tokenizer.encode(prompt).ids) if isinstance(prompt, str) else list(prompt)
+
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The ids of a conversation and of what begins an answer, by the checkpoint's chat template."""
+        # Imported here: texts are continued without transformers.
+        from model.posttrain.data import render
+
+        text = render(messages, self._templates, asks=True)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @functools.cached_property
+    def _templates(self) -> Any:
+        from model.posttrain.data import load_tokenizer as with_template
+
+        if self.folder is None:
+            raise FactoryError("messages need a chat template: load the checkpoint from its folder")
+        return with_template(self.folder)
 
     def complete(self, prompts: Sequence[str | list[int]], sampling: Sampling | None = None) -> list[list[Completion]]:
         """`samples` continuations of each prompt."""

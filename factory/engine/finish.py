@@ -71,6 +71,7 @@ def finish(
         code={"factory": factory.__version__, "pyarrow": pa.__version__},
         description=planned.recipe.description,
         annotated=planned.annotate,
+        made_for=planned.made_for,
     )
     finished.save(folder)
     finished = dataclasses.replace(finished, folder=folder)

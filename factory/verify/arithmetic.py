@@ -37,14 +37,15 @@ class Equation:
     holds: bool
 
 
-def steps(response: str) -> Check:
+def steps(response: str, least: int = 0) -> Check:
     """Whether every arithmetic equation in `response` holds. The reason names the first that does not, and its line.
 
-    The score is the share of the equations that hold. A text without any passes, and its reason says so.
+    The score is the share of the equations that hold. A text without any passes, and its reason says so; `least` asks
+    for so many.
     """
     found = list(equations(response))
-    if not found:
-        return Check(True, "no equations")
+    if len(found) < least or not found:
+        return Check(len(found) >= least, f"{len(found) or 'no'} equations")
     wrong = [equation for equation in found if not equation.holds]
     if not wrong:
         return Check(True, f"{len(found)} equations hold")

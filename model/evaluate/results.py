@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.engine.files import aside
+from model.evaluate.intervals import estimate
 
 RESULTS = pa.schema(
     [
@@ -19,6 +20,7 @@ RESULTS = pa.schema(
         ("task", pa.string()),
         ("subtask", pa.string()),
         ("id", pa.string()),
+        ("sample", pa.int64()),
         ("length", pa.int64()),
         ("depth", pa.float64()),
         ("prompt_tokens", pa.int64()),
@@ -28,43 +30,28 @@ RESULTS = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
-RESAMPLES = 2000
 DEPTHS = 11  # rows of a heat map at most
 
 
 def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A row for each answer: `RESULTS`. `seconds` is the answer's share of the time that its batch took."""
+    """A row for each answer: `RESULTS`. `sample` counts the answers to one question; `seconds` is the answer's share of
+    the time that its batch took."""
     with aside(str(path)) as scratch:
         pq.write_table(pa.Table.from_pylist(list(rows), RESULTS), scratch)
 
 
-def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """The 95% interval of the mean of scores in 0..1: Wilson's where each is 0 or 1 (E. B. Wilson 1927), else from a
-    bootstrap, the 2.5% and 97.5% quantiles of the means of samples with replacement."""
-    values = np.asarray(scores, float)
-    count, mean = len(values), float(values.mean())
-    if np.isin(values, (0.0, 1.0)).all():
-        z = 1.959964
-        middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
-        half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-        return max(0.0, middle - half), min(1.0, middle + half)
-    random = np.random.default_rng(0)
-    means = [values[random.integers(count, size=count)].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return low, high
-
-
 def summary(rows: Iterable[dict[str, Any]]) -> str:
     """A table: the mean score and its interval for each task, subtask and length."""
-    groups: dict[tuple[str, str, int], list[float]] = {}
+    groups: dict[tuple[str, str, int], list[tuple[float, str]]] = {}
     for row in rows:
-        groups.setdefault((row["task"], row["subtask"], row["length"]), []).append(row["score"])
+        groups.setdefault((row["task"], row["subtask"], row["length"]), []).append((row["score"], row["id"]))
     lines = [f"{'task':<28} {'length':>9} {'questions':>10} {'score':>7}   95% interval"]
-    for (task, subtask, length), scores in sorted(groups.items()):
-        low, high = interval(scores)
+    for (task, subtask, length), found in sorted(groups.items()):
+        scores, ids = zip(*found, strict=True)
+        value, low, high = estimate(scores, ids)
         lines.append(
-            f"{task + (' ' + subtask if subtask else ''):<28} {length or '':>9} {len(scores):>10} "
-            f"{np.mean(scores):>7.3f}   {low:.3f} - {high:.3f}"
+            f"{task + (' ' + subtask if subtask else ''):<28} {length or '':>9} {len(set(ids)):>10} "
+            f"{value:>7.3f}   {low:.3f} - {high:.3f}"
         )
     return "\n".join(lines)
 
@@ -130,12 +117,14 @@ def heatmap(
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
     for ax, (title, values) in zip(axes.flat, panels.items(), strict=False):
-        ax.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+        ax.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")  # also for those who see no red and green
         ax.set_xticks(range(len(columns)), columns, fontsize=7)
         ax.set_yticks(range(len(rows)), rows, fontsize=7)
         for (row, column), value in np.ndenumerate(values):
             if not math.isnan(value):
-                ax.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=6)
+                shown = f"{value:.2f}".removeprefix("0")
+                colour = "white" if value < 0.6 else "black"
+                ax.text(column, row, shown, ha="center", va="center", fontsize=6, color=colour)
         ax.set_title(title, fontsize=8)
         ax.set_xlabel(column_label, fontsize=7)
         ax.set_ylabel(row_label, fontsize=7)

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
 from model.evaluate.files import rows
-from model.evaluate.results import interval
+from model.evaluate.intervals import estimate
 
 if TYPE_CHECKING:
     from model.generate import Generator
@@ -150,7 +150,7 @@ def table(judged: Iterable[dict[str, Any]]) -> str:
         for judge in judges:
             verdicts = [row[judge] for row in cells[language, category] if row[judge] is not None]
             if verdicts:
-                low, high = interval(verdicts)
+                _, low, high = estimate(verdicts)
                 line += f"  {sum(verdicts) / len(verdicts):6.1%} ({low:.1%} to {high:.1%})".ljust(24)
         lines.append(line.rstrip())
     if both:

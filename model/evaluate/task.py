@@ -34,11 +34,17 @@ class Question:
     subtask: str = ""
     id: str
     """Its own within the task and subtask: the same options give the same ids."""
-    prompt: str
+    prompt: str | list[dict[str, str]]
+    """A text, or messages, which the checkpoint's chat template renders."""
     answers: tuple[str, ...]
     """What is expected. Whether any or all of them is the task's to say."""
     tokens: int
     """New tokens at most."""
+    temperature: float = 0.0
+    """0 takes the likeliest tokens."""
+    samples: int = 1
+    """Answers that are drawn, each scored alone."""
+    seed: int = 0
     length: int = 0
     """The tokens asked for, prompt and new ones together; 0 where the task does not choose a length."""
     depth: float | None = None

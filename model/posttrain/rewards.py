@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from factory.engine.errors import FactoryError
 from model.posttrain.config import SampleConfig
 from model.posttrain.data import load_tokenizer, render
 from model.posttrain.heads import RewardModel
+from model.verifier import reward, verifier
 
 Reward = Callable[..., list[float | None]]
 
@@ -27,19 +27,14 @@ def needs(told: SampleConfig) -> list[str]:
     found: list[str] = []
     for name in told.rewards:
         if not Path(name).is_dir():
-            verifier = _verifiers().Verifier(name, _own(name, told))
-            found += [column for column in verifier.needs.values() if column not in found]
+            needed = verifier(name, _own(name, told)).needs.values()
+            found += [column for column in needed if column not in found]
     return found
-
-
-def _verifiers() -> Any:
-    # By its name: what a reward is made of is the factory's affair, and a model is trained without it as well.
-    return importlib.import_module("factory.verify.verifier")
 
 
 def _own(name: str, told: SampleConfig) -> dict[str, str]:
     """Of sample.columns, those that this function has parameters for."""
-    parameters = _verifiers().Verifier(name).parameters
+    parameters = verifier(name).parameters
     return {key: column for key, column in told.columns.items() if key in parameters}
 
 
@@ -48,7 +43,7 @@ def _reward(name: str, told: SampleConfig) -> Reward:
         return model_reward(name)
     if ":" not in name:
         raise FactoryError(f"reward {name!r}: neither a folder of a reward model nor module:function")
-    return _verifiers().reward(name, _own(name, told))
+    return reward(name, _own(name, told))
 
 
 def model_reward(folder: str) -> Reward:

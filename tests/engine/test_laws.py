@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 from tests.engine.build import build, check_law, content, make
 
 OPTIONAL = st.lists(
-    st.sampled_from(["Shout", "DropOdd", "Once", "Pairs", "Counted", "Sampled"]), min_size=0, max_size=5
+    st.sampled_from(["Shout", "DropOdd", "Once", "Judged", "Pairs", "Counted", "Sampled"]), min_size=0, max_size=5
 )
 
 
@@ -99,6 +99,21 @@ def test_a_regroup_that_lost_its_service_ends_the_run_and_goes_on_later(tmp_path
     calm = build(make(*steps), tmp_path / "calm")
     assert content(rough, "rows", "dropped", "failed") == content(calm, "rows", "dropped", "failed")
     check_law(rough)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gather_drops_for_several_reasons(tmp_path, workers):
+    """A row that goes for its own sake names no other."""
+    steps = {"use": "Numbers", "rows": 200, "shards": 4, "distinct": 150}, {"use": "Judged"}
+    built = build(make(*steps), tmp_path, workers)
+    check_law(built)
+    assert built.funnel[1]["reasons"] == {"same": 45, "refused": 20}
+    told = duckdb.sql(f"select id, reason, kept_id, pair_id, similarity from '{built.folder}/dropped/*.parquet'")
+    for id_, reason, kept, pair, similarity in told.fetchall():
+        number = int(id_[1:])
+        refused = number % 10 == 7
+        assert reason == ("refused" if refused else "same")
+        assert (kept, pair, similarity) == ((None,) * 3 if refused else (*[f"n{number - 150}"] * 2, 1.0))
 
 
 STEPS = (

@@ -1,0 +1,83 @@
+"""Word problems: the gold answer is what the words say, splits share no problem, the shares of noise are as asked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from factory.engine.errors import FactoryError
+from factory.engine.step import Context
+from factory.synth.problems import Problems
+from factory.verify.mathematics import correct, steps
+
+TOLD = {
+    r"(?:gets (\d+) more|(\d+) are added|Plus (\d+))": lambda value, number: value + number,
+    r"(?:gives away (\d+)|(\d+) are lost|Minus (\d+))": lambda value, number: value - number,
+    r"(?:doubles|twice as many|Times (2))": lambda value, _: 2 * value,
+    r"(?:triples|three times as many|Times (3))": lambda value, _: 3 * value,
+}
+
+
+def rows(**options):
+    source = Problems(**options)
+    return [row for split in source.splits(Context(), 0) for batch in source.read(split) for row in batch.to_pylist()]
+
+
+def read(prompt: str) -> int:
+    """The answer, read from the words alone."""
+    first, *sentences = re.split(r"\.\s", prompt.rstrip("\n"))
+    value = int(re.search(r"\d+", first)[0])
+    for sentence in sentences[:-1]:
+        ((found, does),) = [
+            (match, does) for pattern, does in TOLD.items() if (match := re.search(pattern, sentence + "."))
+        ]
+        value = does(value, int(next((group for group in found.groups() if group), 0)))
+    return value
+
+
+def test_the_gold_answer_is_what_the_words_say():
+    found = rows(count=3000, top=29)
+    assert {row["wording"] for row in found} == {"person", "box", "number"}
+    assert {row["steps"] for row in found} == {1, 2, 3}
+    for row in found:
+        assert read(row["prompt"]) == int(row["gold"])
+        assert row["text"] == row["prompt"] + row["chain"]
+        assert correct(row["chain"], row["gold"]).passed and steps(row["chain"], least=row["steps"]).passed
+
+
+def test_noise_is_what_it_is_called():
+    found = rows(count=4000, slips=0.2, operations=0.2, garbage=0.1)
+    shares = {kind: number / len(found) for kind, number in Counter(row["kind"] for row in found).items()}
+    assert shares == pytest.approx({"right": 0.5, "slip": 0.2, "operation": 0.2, "garbage": 0.1}, abs=0.03)
+    for row in found:
+        if row["kind"] == "garbage":
+            assert row["gold"] is None and not steps(row["text"], least=1).passed
+            continue
+        assert read(row["prompt"]) == int(row["gold"])
+        # A slip shows in the arithmetic, a wrong operation only beside the answer.
+        assert correct(row["chain"], row["gold"]).passed == (row["kind"] == "right")
+        assert steps(row["chain"]).passed == (row["kind"] != "slip")
+
+
+def test_splits_share_no_numbers_and_seeds_share_the_splits():
+    held = {row["chain"] for split in ("validation", "test") for row in rows(count=1500, split=split, top=9)}
+    learnt = {row["chain"] for seed in (0, 1) for row in rows(count=6000, seed=seed, top=9)}
+    assert held and not held & learnt
+    test, validation = (
+        {row["chain"] for row in rows(count=1500, split=split, top=9)} for split in ("test", "validation")
+    )
+    assert not test & validation
+
+
+def test_the_same_seed_gives_the_same_rows_however_they_are_cut():
+    many, few = rows(count=5000, seed=3), rows(count=700, seed=3)
+    assert many[:700] == few
+    assert rows(count=700, seed=4) != few
+    assert len({row["id"] for row in many}) == 5000
+
+
+def test_more_noise_than_documents_is_refused():
+    with pytest.raises(FactoryError, match="above 1"):
+        Problems(slips=0.6, operations=0.5)
