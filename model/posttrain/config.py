@@ -106,7 +106,7 @@ class SftConfig:
     """Supervised fine-tuning: the loss is on the assistant's tokens alone."""
 
     packing: bool = True
-    """Several conversations in a row; none sees another."""
+    """The conversations of a step stand in one row, without padding; none sees another."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from model.posttrain.language_model import score_by_own
+
 SAMPLED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
@@ -33,6 +35,7 @@ class Sampled(GRPOTrainer):
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        score_by_own(self, self.temperature)
 
     @property
     def _trains(self) -> bool:

@@ -27,7 +27,7 @@ from transformers import (
 from factory.engine.errors import FactoryError
 from model.data import find
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import IGNORE, as_dataset, render
+from model.posttrain.data import IGNORE, render, tokenized
 from model.posttrain.heads import ProcessModel
 from model.posttrain.language_model import is_ours
 from model.posttrain.stages import Work
@@ -47,12 +47,12 @@ def prm(work: Work) -> Trainer:
     told = work.recipe.prm
     _same_rule(work.recipe)
     length = work.recipe.train.max_length
-    (training, lost), (held, _) = (
-        stepwise(table, work.tokenizer, told.separator, length) for table in (work.rows.training, work.rows.evaluation)
-    )
+    encoding = (work.tokenizer, length, stepwise, told.separator)
+    training, lost = tokenized(work.rows.training, work.cache, "steps", *encoding)
+    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_steps", *encoding)
     if lost:
         print(f"warning: {lost} chains have no labelled step within {length} tokens: left out", file=sys.stderr)
-    if not training.num_rows:
+    if training is None:
         raise FactoryError(f"no labelled step lies within train.max_length = {length} tokens: raise it")
     # Whoever asks the model cuts chains in the same way (factory/verify/steps.py).
     work.model.config.step_rule, work.model.config.step_separator = told.rule, told.separator
@@ -61,8 +61,8 @@ def prm(work: Work) -> Trainer:
         model=work.model,
         args=TrainingArguments(**work.arguments(training.num_rows), label_names=["labels"]),
         data_collator=DataCollatorForTokenClassification(work.tokenizer),
-        train_dataset=as_dataset(training),
-        eval_dataset=as_dataset(held),
+        train_dataset=training,
+        eval_dataset=held,
         processing_class=work.tokenizer,
         optimizers=(work.optimizer(work.model), None),
         compute_loss_func=_loss,
@@ -78,18 +78,15 @@ def _same_rule(recipe: PostRecipe) -> None:
             raise FactoryError(f"prm.rule = {recipe.prm.rule!r}, but the dataset's chains were cut by {rule!r}: say so")
 
 
-def stepwise(
-    table: pa.Table, tokenizer: PreTrainedTokenizerBase, separator: str, max_length: int
-) -> tuple[pa.Table, int]:
-    """Token ids of each prompt with its steps, and labels: of a step's last token 1 or 0, else -100; and how many rows
-    have no label within `max_length` tokens.
+def stepwise(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int, separator: str) -> pa.Table:
+    """Token ids of each prompt with its steps, and labels: of a step's last token 1 or 0, else -100.
 
     Each step has tokens of its own, so that what is said of it does not hang on what follows. Longer rows are cut at
-    the end. FactoryError where steps and labels are not as many, or a step has no token.
+    the end; those that have no label then are left out. FactoryError where steps and labels are not as many, or a step
+    has no token.
     """
     ids: list[list[int]] = []
     labels: list[list[int]] = []
-    lost = 0
     for row in table.to_pylist():
         steps, right = row["completions"], row["labels"]
         if len(steps) != len(right):
@@ -103,13 +100,11 @@ def stepwise(
                 raise FactoryError(f"a chain has a step without a token, {step!r}: {_brief(row['prompt'])}")
             one += part
             said += [IGNORE] * (len(part) - 1) + [IGNORE if label is None else int(label)]
-        if all(label == IGNORE for label in said[:max_length]):
-            lost += 1
-            continue
-        ids.append(one[:max_length])
-        labels.append(said[:max_length])
+        if any(label != IGNORE for label in said[:max_length]):
+            ids.append(one[:max_length])
+            labels.append(said[:max_length])
     kind = pa.list_(pa.int32())
-    return pa.table({"input_ids": pa.array(ids, kind), "labels": pa.array(labels, kind)}), lost
+    return pa.table({"input_ids": pa.array(ids, kind), "labels": pa.array(labels, kind)})
 
 
 def _prompt(prompt: str | Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from factory.engine.errors import FactoryError
 from model.merging import OnlineMerging
 from model.muon import Muon
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import Rows, tokenized
+from model.posttrain.data import Rows, conversations, tokenized
 from model.posttrain.grpo import Grpo, OnlineDpo
+from model.posttrain.language_model import score_by_own
 from model.posttrain.rewards import rewards
 
-SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "polynomial", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Work:
                 f"train.batch_size = {train.batch_size} is not a whole number of micro-batches of {micro} on {world} "
                 "processes"
             )
-        steps = train.steps or max(1, round(train.epochs * max(1, rows // train.batch_size)))
+        steps = train.steps or max(1, round(train.epochs * math.ceil(rows / train.batch_size)))
         held = self.rows.evaluation is not None
         return {
             "output_dir": str(self.folder / "checkpoint" / "trainer"),
@@ -61,7 +63,10 @@ class Work:
             "max_steps": steps,
             "learning_rate": optimizer.learning_rate,
             "lr_scheduler_type": SCHEDULES[optimizer.schedule],
-            "lr_scheduler_kwargs": {"min_lr_rate": optimizer.final_share} if optimizer.schedule == "cosine" else {},
+            "lr_scheduler_kwargs": {
+                "cosine": {"min_lr_rate": optimizer.final_share},
+                "linear": {"lr_end": optimizer.final_share * optimizer.learning_rate, "power": 1.0},
+            }.get(optimizer.schedule, {}),
             "warmup_steps": round(optimizer.warmup_share * steps),
             "max_grad_norm": optimizer.clip,
             "bf16": train.dtype == "bfloat16",
@@ -117,21 +122,19 @@ class Work:
 
 def sft(work: Work) -> Trainer:
     length = work.recipe.train.max_length
-    training, lost = tokenized(work.rows.training, work.cache, "tokens", work.tokenizer, length)
-    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_tokens", work.tokenizer, length)
+    training, lost = tokenized(work.rows.training, work.cache, "tokens", work.tokenizer, length, conversations)
+    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_tokens", work.tokenizer, length, conversations)
     if lost:
         print(f"warning: {lost} conversations have no answer within {length} tokens: left out", file=sys.stderr)
     if training is None:
         raise FactoryError(f"no answer lies within train.max_length = {length} tokens: raise it")
-    packing = work.recipe.sft.packing
     arguments = SFTConfig(
         **work.arguments(training.num_rows),
-        max_length=length,
-        packing=packing,
-        padding_free=packing,
-        eval_packing=False,
+        max_length=None,  # they are cut already
+        # Not TRL's packing, whose rows of several conversations would be what a step and an epoch count.
+        padding_free=work.recipe.sft.packing,
     )
-    return SFTTrainer(args=arguments, train_dataset=training, eval_dataset=held, **work.shared())
+    return score_by_own(SFTTrainer(args=arguments, train_dataset=training, eval_dataset=held, **work.shared()))
 
 
 def dpo(work: Work) -> Trainer:
@@ -145,12 +148,14 @@ def dpo(work: Work) -> Trainer:
         max_length=work.recipe.train.max_length,
         **weighted,
     )
-    return DPOTrainer(
-        ref_model=work.load(work.recipe.model.start),
-        args=arguments,
-        train_dataset=work.rows.training,
-        eval_dataset=work.rows.evaluation,
-        **work.shared(),
+    return score_by_own(
+        DPOTrainer(
+            ref_model=work.load(work.recipe.model.start),
+            args=arguments,
+            train_dataset=work.rows.training,
+            eval_dataset=work.rows.evaluation,
+            **work.shared(),
+        )
     )
 
 
@@ -170,7 +175,7 @@ def reward(work: Work) -> Trainer:
 
 def grpo(work: Work) -> Trainer:
     told = work.recipe.sample
-    arguments = work.arguments(work.rows.training.num_rows * told.samples)
+    arguments = work.arguments(_whole_batches(work, work.rows.training.num_rows * told.samples))
     micro = arguments["per_device_train_batch_size"]
     arguments["per_device_eval_batch_size"] = max(1, micro // told.samples) * told.samples
     return Grpo(
@@ -183,7 +188,7 @@ def grpo(work: Work) -> Trainer:
 
 def online_dpo(work: Work) -> Trainer:
     told = work.recipe.sample
-    arguments = work.arguments(work.rows.training.num_rows)
+    arguments = work.arguments(_whole_batches(work, work.rows.training.num_rows))
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         arguments[name] *= told.samples  # TRL counts samples, the recipe pairs
     return OnlineDpo(
@@ -193,6 +198,14 @@ def online_dpo(work: Work) -> Trainer:
         sft_weight=work.recipe.dpo.sft_weight,
         **_sampled(work),
     )
+
+
+def _whole_batches(work: Work, rows: int) -> int:
+    """The rows of an epoch: TRL samples for no batch that is not full."""
+    batch = work.recipe.train.batch_size
+    if rows < batch:
+        raise FactoryError(f"train.batch_size = {batch}, but there are prompts for {rows}: lower it")
+    return rows // batch * batch
 
 
 def _sampling(work: Work, arguments: dict[str, Any], **more: Any) -> GRPOConfig:

@@ -17,11 +17,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from factory.corpus.tokens import train_bpe
 from factory.engine.errors import FactoryError
 from model.posttrain import data, run
-from model.posttrain.config import DataConfig
+from model.posttrain.config import DataConfig, load_recipe
 from model.posttrain.data import conversations, load_tokenizer
 from model.posttrain.language_model import LanguageModel
 from model.posttrain.provenance import hashes
 from model.posttrain.rewards import Scorer, model_reward
+from model.recipe import read_table
+from tests.conftest import REPOSITORY
 from tests.engine.build import build, make
 from tests.model.posttrain import losses, recipe, stopped, weights
 
@@ -72,6 +74,17 @@ def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatc
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(FactoryError, match=r"another training: \[optimizer\] differs"):
         run.train(recipe(place, "sft", tmp_path / "half", *words, "learning_rate=1e-4"))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_epoch_of_sft_is_each_conversation_once(place, tmp_path, packing):
+    words = (f"packing={str(packing).lower()}", "steps=0", "epochs=2", "max_length=128", "evaluation_share=0")
+    out = run.train(recipe(place, "sft", tmp_path / "out", *words, "batch_size=24", "micro_batch_size=8"))
+    tokens, steps = duckdb.sql(f"select max(num_tokens), max(step) from '{out}/metrics.parquet'").fetchall()[0]
+    tokenizer = data.load_tokenizer(place / "base")
+    chats = duckdb.sql(f"select messages from '{place}/runs/chats@1/rows/*.parquet'").fetch_arrow_table()
+    said = data.conversations(chats, tokenizer, 128)["input_ids"].to_pylist()
+    assert steps == 2 * 3 and tokens == 2 * sum(map(len, said))
 
 
 def test_dpo_is_that_of_transformers_and_merges_online(place, tmp_path):
@@ -171,6 +184,30 @@ def test_rows_are_mapped_from_disk_and_never_all_in_memory(place, tmp_path):
     assert sorted(both) == sorted(table["response"].to_pylist())
     assert not set(found.training["prompt"]) & set(found.evaluation["prompt"])
     assert 0.05 * rows < found.evaluation.num_rows < 0.15 * rows
+
+
+def test_the_reports_recipes_have_the_reports_figures():
+    folder = REPOSITORY / "recipes" / "train"
+    named = {path.stem: read_table(path).get("stage") for path in folder.glob("*.toml")}
+    found = {name: load_recipe(folder / f"{name}.toml") for name, stage in named.items() if isinstance(stage, str)}
+    assert {made.stage for made in found.values()} >= {"sft", "reward", "dpo", "online_dpo", "grpo"}
+    sft, dpo, grpo = (found[f"qwen25_{stage}"] for stage in ("sft", "dpo", "grpo"))
+    assert sft.optimizer.learning_rate == 7e-6
+    assert sft.optimizer.learning_rate * sft.optimizer.final_share == pytest.approx(7e-7)
+    assert (sft.train.epochs, sft.train.max_length) == (2, 32768)
+    assert (sft.optimizer.weight_decay, sft.optimizer.clip) == (0.1, 1.0)
+    assert (dpo.optimizer.learning_rate, dpo.train.epochs, dpo.optimizer.merge) == (7e-7, 1, "dare")
+    assert (grpo.sample.samples, grpo.train.batch_size) == (8, 2048)
+    ultra = found["ultralong_sft"]
+    assert (ultra.optimizer.learning_rate, ultra.train.batch_size, ultra.train.max_length) == (5e-6, 128, 8192)
+
+
+def test_a_linear_fall_ends_at_its_share(place, tmp_path):
+    words = ("schedule=linear", "final_share=0.25", "warmup_share=0", "max_length=128")
+    out = run.train(recipe(place, "sft", tmp_path / "out", *words))
+    told = duckdb.sql(f"select learning_rate from '{out}/metrics.parquet' where loss is not null order by step")
+    rates = [rate for (rate,) in told.fetchall()]
+    assert rates == pytest.approx([3e-3 * (1 - 0.75 * step / 6) for step in range(6)])
 
 
 def test_a_run_tells_what_fed_it_back_to_the_first_checkpoint(place, tmp_path):

@@ -27,7 +27,7 @@ from model.data import open_datasets
 from model.objective import loss_of
 from model.picture import Progress, clock, text_curve
 from model.pretrain import Pretraining, Stopped
-from model.recipe import load_recipe
+from model.recipe import load_recipe, read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -262,6 +262,8 @@ def test_the_shipped_recipes_load() -> None:
     found = sorted((ROOT / "recipes" / "train").glob("*.toml"))
     assert found
     for path in found:
+        if isinstance(read_table(path).get("stage"), str):
+            continue  # one of post-training
         recipe = load_recipe(path, ["data=somewhere", "train.seed=3", "sample_prompt=The one"])
         assert recipe.name == path.stem and recipe.train.seed == 3 and recipe.train.sample_prompt == "The one"
         assert recipe.data == DataConfig(path="somewhere", evaluation_share=recipe.data.evaluation_share)
