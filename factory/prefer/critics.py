@@ -251,7 +251,7 @@ class Rubric(Asking):
         passes = 2 * sum(score >= self.threshold for score in scores) > len(scores)
         agree = [vote is not None and (vote >= self.threshold) == passes for vote in votes]
         score = round(sum(scores) / len(scores), DIGITS)
-        return Opinion(passes, score, texts[agree.index(True)], round(sum(agree) / len(votes), DIGITS))
+        return Opinion(passes, score, texts[agree.index(True)], sum(agree) / len(votes))
 
 
 _SCORE = re.compile(r"score\W{0,6}?(-?\d+(?:\.\d+)?)", re.IGNORECASE)

@@ -38,9 +38,9 @@ class Pairs(Regroup):
 
     and the chosen one's is at least `margin` above the rejected one's, and never below it. With `balance` the sum of
     the differences in length, chosen minus rejected, is kept near 0 over the shard, so that length tells nothing of
-    which one is better: of a prompt's pairs the one goes first that brings the sum nearest to 0, of such the one of
-    nearest lengths. Without it the widest margin goes first. Either way responses that are in no pair yet come before
-    those that are, and no pair of the same two texts (but for white space and case) comes twice.
+    which one is better: pairs go first that do not take it farther from 0; of these, those of responses that are in no
+    pair yet; of these, the one that brings it nearest to 0, and of such the one of nearest lengths. Without `balance`
+    the widest margin goes first. No pair of the same two texts (but for white space and case) comes twice.
 
     The chosen and the rejected are texts, or lists of one message where the prompt is messages. The rows keep the
     prompt's columns and get `chosen_id`, `rejected_id`, `chosen_score`, `rejected_score` and `margin`, which TRL's
@@ -104,13 +104,18 @@ class Pairs(Regroup):
             good = [row for row, vote in zip(rows, votes, strict=True) if True in vote and False not in vote]
             bad = [row for row, vote in zip(rows, votes, strict=True) if False in vote]
             pairs = list(self._choose(good, bad, longer)) if good and bad else []
-            why = "nothing passes" if not good else "nothing fails" if not bad else "margin too small"
-            counts["prompts with pairs" if pairs else f"prompts without pairs: {why}"] += 1
+            counts["prompts with pairs" if pairs else f"prompts without pairs: {self._why(good, bad)}"] += 1
             for place, (chosen, rejected) in enumerate(pairs):
                 more = len(chosen[self.response]) - len(rejected[self.response])
                 longer += more
                 counts[f"pairs whose chosen response is {LONGER[(more > 0) - (more < 0)]}"] += 1
                 yield self._pair(chosen, rejected, schema) | {"id": f"{id_of_prompt(chosen)}-pair{place}"}
+
+    def _why(self, good: Rows, bad: Rows) -> str:
+        if not good or not bad:
+            return "nothing passes" if not good else "nothing fails"
+        texts = {normalised(row[self.response]) for row in (*good, *bad)}
+        return "the same text" if len(texts) == 1 else "margin too small"
 
     def _pair(self, chosen: dict[str, Any], rejected: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
         found = {**chosen, "prompt": chosen[self.prompt]}
@@ -134,9 +139,9 @@ class Pairs(Regroup):
             if not free.any():
                 return
             again = used[g][:, None] + used[b]
-            balanced = [np.abs(longer + lengths), np.abs(lengths)] if self.balance else []
-            keys = [~free, again, *balanced, -margins]  # the first one first
-            place = np.lexsort([key.ravel() for key in reversed(keys)])[0]
+            sums = np.abs(longer + lengths)
+            keys = [sums > abs(longer), again, sums, np.abs(lengths)] if self.balance else [again, -margins]
+            place = np.lexsort([key.ravel() for key in reversed([~free, *keys])])[0]
             better, worse = divmod(int(place), len(bad))
             yield good[better], bad[worse]
             longer += int(lengths[better, worse])

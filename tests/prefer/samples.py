@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from factory.engine.manifest import Manifest
 
+Row = dict[str, Any]
 
-def source(
-    folder: Path, rows: Sequence[dict[str, Any]], columns: dict[str, pa.DataType], files: int = 1
-) -> dict[str, Any]:
-    """A step that reads the rows, shared out over files in turns of runs: `r{n}` is the id of the n-th without one."""
+
+def source(folder: Path, rows: Sequence[Row], columns: dict[str, pa.DataType], files: int = 1) -> Row:
+    """A step that reads the rows, shared out in order over some files: `r{n}` is the id of the n-th without one."""
     schema = pa.schema({"id": pa.large_string(), "text": pa.large_string(), **columns})
     folder.mkdir(parents=True, exist_ok=True)
     whole = [{"id": f"r{n}", "text": "", **row} for n, row in enumerate(rows)]
