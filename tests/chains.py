@@ -29,28 +29,35 @@ class Chain:
         return self.wrong is None
 
 
-def plant(rng: Random, length: int = 4, wrong: bool = True, most: int = 9) -> Chain:
-    """A chain of `length` steps that add or take away up to `most`; all numbers are from 0 to 9.
-
-    A wrong step has another sum, from which the next goes on.
-    """
-    values = [rng.randint(0, 9)]
+def problem(rng: Random, length: int, most: int = 9, top: int = 9) -> list[int]:
+    """The sums of a problem, of which each adds or takes away up to `most`; all are from 0 to `top`."""
+    values = [rng.randint(0, top)]
     for _ in range(length):
-        values.append(rng.choice([one for one in range(10) if 0 < abs(one - values[-1]) <= most]))
+        values.append(rng.choice([one for one in range(top + 1) if 0 < abs(one - values[-1]) <= most]))
+    return values
+
+
+def worked(values: list[int], rng: Random | None = None, top: int = 9) -> Chain:
+    """The chain of a problem; with `rng` a step is wrong in its sum, from which the next goes on."""
     terms = [after - before for before, after in pairwise(values)]
-    place = rng.randrange(length) if wrong else None
-    said = list(values)
-    if place is not None:
-        later = values[place + 1 :]
-        offs = [one for one in range(-9, 10) if one and min(later) + one >= 0 and max(later) + one <= 9]
-        if not offs:  # its numbers are all there are
-            return plant(rng, length, wrong, most)
+    said, place = list(values), -1
+    if rng:
+        offs: list[int] = []
+        while not offs:
+            place = rng.randrange(len(terms))
+            later = values[place + 1 :]
+            offs = [one for one in range(-min(later), top + 1 - max(later)) if one]
         off = rng.choice(offs)
         said[place + 1 :] = [one + off for one in later]
     lines = [f"{before}{term:+}={after}\n" for before, term, after in zip(said, terms, said[1:], strict=False)]
     lines[-1] = lines[-1].rstrip("\n")
     prompt = f"{values[0]}" + "".join(f"{term:+}" for term in terms) + "=\n"
-    return Chain(prompt, lines, place, values[-1])
+    return Chain(prompt, lines, place if rng else None, values[-1])
+
+
+def plant(rng: Random, length: int = 4, wrong: bool = True, most: int = 9, top: int = 9) -> Chain:
+    """A chain of `length` steps, one of them wrong or none."""
+    return worked(problem(rng, length, most, top), rng if wrong else None, top)
 
 
 def go_on(text: str, rng: Random, slip: float) -> str:

@@ -30,9 +30,9 @@ class Split(Regroup):
     """Make of each chain its prefixes, a row each, to go on from: `prompt` is the prompt with the first steps of it.
 
     A text is made longer; to messages comes one of the assistant, for the model to continue. The prefixes are those of
-    1 step to all but the last (of a single step: that one), with the ids `{id}-{step}`. `chain_steps`
-    are all of the chain, `chain_step` how many stand in the prompt, `chain_id` and `chain_verdict` its id and verdict. A chain without a step or a verdict goes to
-    failed/.
+    1 step to all but the last (of a single step: that one), with the ids `{id}-{step}`. `chain_steps` are all steps of
+    the chain, `chain_step` is how many stand in the prompt, `chain_id` and `chain_verdict` are the chain's. One without
+    a step or a verdict goes to failed/.
     """
 
     rule: Rule = "lines"
