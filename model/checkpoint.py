@@ -143,8 +143,8 @@ def _write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
 def load_hf(folder: str | Path, config: ModelConfig | None = None, head: str = "") -> Transformer:
     """Read a Qwen2, Qwen2-MoE or Llama checkpoint folder, ours or anyone's, in the number format that it is stored in.
 
-    `config` stands for the checkpoint's own: the same shape with positions read in another way. `head` names a
-    parameter that may stand in place of the output layer, as in reward models; it is not read here. Raises
+    `config` stands for the checkpoint's own: the same shape with positions read in another way. `head` begins
+    the names of what may stand in place of the output layer, as in reward models; it is not read here. Raises
     FactoryError that names the parameter where the weights do not fit the configuration.
     """
     folder = Path(folder)
@@ -162,7 +162,8 @@ def load_hf(folder: str | Path, config: ModelConfig | None = None, head: str = "
     weights = _together(folder, weights, config.num_experts)
     if config.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
-    if weights.pop(head, None) is not None:
+    if head and (headed := [name for name in weights if name.startswith(head)]):
+        weights = {name: tensor for name, tensor in weights.items() if name not in headed}
         weights.setdefault("lm_head.weight", torch.zeros(config.vocab_size, config.hidden_size))
     expected = model.state_dict()
     for name, tensor in expected.items():

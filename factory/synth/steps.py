@@ -19,7 +19,7 @@ from factory.engine.step import Failure, Map, Memo, Regroup
 from factory.verify.steps import Rule, split
 
 STEPS = pa.list_(pa.large_string())
-MADE = ("chain_id", "chain_verdict", "steps", "step")
+MADE = ("chain_id", "chain_verdict", "chain_steps", "chain_step")
 ASKED = ("response", "finish_reason", "prompt_tokens", "completion_tokens", "sample", "logprobs")
 JUDGED = ("", "_score", "_reason", "_confidence")
 CHAINS_OUT = 512
@@ -27,12 +27,12 @@ CHAINS_OUT = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Regroup):
-    """Make of each chain its prefixes, a row each, to go on from: `prompt` is the prompt with the first `step` steps.
+    """Make of each chain its prefixes, a row each, to go on from: `prompt` is the prompt with the first steps of it.
 
     A text is made longer; to messages comes one of the assistant, for the model to continue. The prefixes are those of
-    1 step to all but the last (of a single step: that one), with the ids `{id}-{step}`; `steps` are all of the chain,
-    `chain_id` and `chain_verdict` the id and the verdict that it came with. A chain without a step or a verdict goes to
-    failed/.
+    1 step to all but the last (of a single step: that one), with the ids `{id}-{step}`. `chain_steps` are all steps of
+    the chain, `chain_step` is how many stand in the prompt, `chain_id` and `chain_verdict` are the chain's. One without
+    a step or a verdict goes to failed/.
     """
 
     rule: Rule = "lines"
@@ -47,7 +47,12 @@ class Split(Regroup):
         return ("id", "prompt", "response", self.verdict)
 
     def adds(self) -> dict[str, pa.DataType]:
-        return {"chain_id": pa.large_string(), "chain_verdict": pa.bool_(), "steps": STEPS, "step": pa.int32()}
+        return {
+            "chain_id": pa.large_string(),
+            "chain_verdict": pa.bool_(),
+            "chain_steps": STEPS,
+            "chain_step": pa.int32(),
+        }
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         _boolean(schema, self.verdict)
@@ -83,7 +88,7 @@ class Join(Map):
     """Put the steps that a roll-out went on from before it: `response` is a whole chain, and is judged as one."""
 
     def needs(self) -> tuple[str, ...]:
-        return ("steps", "step", "response")
+        return ("chain_steps", "chain_step", "response")
 
     def adds(self) -> dict[str, pa.DataType]:
         return {"response": pa.large_string()}
@@ -199,7 +204,7 @@ class _Chain:
 
     def prompt(self) -> Any:
         """Without the steps that were put to it."""
-        value, step = self.first.column("prompt")[0].as_py(), self.first.column("step")[0].as_py()
+        value, step = self.first.column("prompt")[0].as_py(), self.first.column("chain_step")[0].as_py()
         return value[: len(value) - len("".join(self.steps[:step]))] if isinstance(value, str) else value[:-1]
 
 
@@ -208,7 +213,7 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
     seen: set[str] = set()
     chain: _Chain | None = None
     for batch in batches:
-        columns = [batch.column(name).to_pylist() for name in ("chain_id", "step", "sample", verdict)]
+        columns = [batch.column(name).to_pylist() for name in ("chain_id", "chain_step", "sample", verdict)]
         for row, (id_, step, sample, right) in enumerate(zip(*columns, strict=True)):
             if chain is None or chain.id != id_:
                 if chain is not None:
@@ -217,7 +222,7 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
                     raise FactoryError(f"the roll-outs of chain {id_} do not stand together: keep the rows in order")
                 seen.add(id_)
                 first = batch.take(pa.array([row]))  # a copy: a slice would hold the batch
-                steps, whole = first.column("steps")[0].as_py(), first.column("chain_verdict")[0].as_py()
+                steps, whole = first.column("chain_steps")[0].as_py(), first.column("chain_verdict")[0].as_py()
                 chain = _Chain(id_, first, steps, whole)
             if right is not None:
                 chain.found.setdefault(step, {})[sample] = right

@@ -23,7 +23,7 @@ from factory.engine.errors import FactoryError, nearest
 from model.options import section, typed
 from model.recipe import override, read_table
 
-Stage = Literal["sft", "reward", "dpo", "grpo", "online_dpo"]
+Stage = Literal["sft", "reward", "prm", "dpo", "grpo", "online_dpo"]
 SAMPLING: tuple[Stage, ...] = ("grpo", "online_dpo")
 
 
@@ -45,7 +45,8 @@ class DataConfig:
 
     path: str = ""
     """Its folder; on the command line `data=FOLDER`. sft: messages, or prompt and response; reward, dpo: prompt,
-    chosen, rejected; grpo, online_dpo: prompt, and the columns that the rewards need."""
+    chosen, rejected; prm: prompt, completions, labels; grpo, online_dpo: prompt, and the columns that the rewards
+    need."""
     evaluation_share: float = 0.05
     """The share of prompts held out, chosen by a hash of the prompt: all rows of one prompt go together."""
 
@@ -126,6 +127,16 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrmConfig:
+    """A process reward model: the cross-entropy of each step's label at the step's last token."""
+
+    rule: Literal["lines", "sentences"] = "lines"
+    """How the dataset's chains were cut, as in steps.Split: the checkpoint says it to those who judge by it."""
+    separator: str = ""
+    """Ends each step, in place of its own line ends; empty: steps are whole as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """grpo, online_dpo: how answers are sampled, and what they are rewarded for."""
 
@@ -162,6 +173,7 @@ class PostRecipe:
     sft: SftConfig = field(default_factory=SftConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    prm: PrmConfig = field(default_factory=PrmConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def check(self) -> None:
@@ -203,6 +215,7 @@ SECTIONS: dict[str, type] = {
     "sft": SftConfig,
     "dpo": DpoConfig,
     "reward": RewardConfig,
+    "prm": PrmConfig,
     "sample": SampleConfig,
 }
 

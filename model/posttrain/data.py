@@ -26,6 +26,7 @@ from model.posttrain.provenance import check_made_for, hashes
 COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
     "sft": (("messages",), ("prompt", "response")),
     "reward": (("prompt", "chosen", "rejected"),),
+    "prm": (("prompt", "completions", "labels"),),
     "dpo": (("prompt", "chosen", "rejected"),),
     "grpo": (("prompt",),),
     "online_dpo": (("prompt",),),
@@ -134,14 +135,21 @@ def stored(
 
 
 def tokenized(
-    rows: datasets.Dataset | None, cache: Path, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+    rows: datasets.Dataset | None,
+    cache: Path,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    encode: Callable[..., pa.Table],
+    *more: Any,
 ) -> tuple[datasets.Dataset | None, int]:
-    """`conversations` of all rows, in a file beside their own, and how many were left out."""
+    """What `encode(table, tokenizer, max_length, *more)` makes of all rows, in a file beside their own, and how many it
+    left out."""
     if rows is None:
         return None, 0
-    made = [Path(rows.cache_files[0]["filename"]).name, hashes(Path(tokenizer.name_or_path)), max_length]
+    made = [Path(rows.cache_files[0]["filename"]).name, hashes(Path(tokenizer.name_or_path)), max_length, *more]
     tables = rows.with_format("arrow").iter(ROWS)
-    (found,) = stored(cache, (name,), made, lambda: ([conversations(one, tokenizer, max_length)] for one in tables))
+    (found,) = stored(cache, (name,), made, lambda: ([encode(one, tokenizer, max_length, *more)] for one in tables))
     return found, rows.num_rows - (found.num_rows if found else 0)
 
 

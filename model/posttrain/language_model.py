@@ -5,6 +5,7 @@ Parameters have the same names as in transformers' own Qwen2, so that checkpoint
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from factory.engine.errors import FactoryError
 from model.attention import Documents
-from model.checkpoint import describe, load_hf
+from model.checkpoint import ARCHITECTURES, describe, load_hf
 from model.generate import Generator, end_ids, load_tokenizer
 from model.loss import CPU_LOGITS, GPU_LOGITS
 from model.moe import Routing
@@ -214,6 +215,12 @@ class LanguageModel(PreTrainedModel):
         width = max(map(len, found), default=0)
         new = torch.tensor([ids + [pad] * (width - len(ids)) for ids in found], dtype=input_ids.dtype)
         return torch.cat([input_ids, new.to(input_ids.device)], 1)
+
+
+def is_ours(folder: str | Path, implementation: str) -> bool:
+    """Whether our code runs a checkpoint, by what `model.implementation` says; `auto`: where it reads it."""
+    kind = json.loads((Path(folder) / "config.json").read_text("utf-8")).get("model_type")
+    return implementation == "factory" or (implementation == "auto" and kind in ARCHITECTURES)
 
 
 def _score(x: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

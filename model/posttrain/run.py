@@ -27,14 +27,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside, make_folder, write_atomic
-from model.checkpoint import ARCHITECTURES, save_hf
+from model.checkpoint import save_hf
 from model.parallel import cores
 from model.picture import clock
-from model.posttrain import rewards, stages
+from model.posttrain import process, rewards, stages
 from model.posttrain.config import SAMPLING, PostRecipe
 from model.posttrain.data import load_tokenizer, read
 from model.posttrain.heads import RewardModel
-from model.posttrain.language_model import LanguageModel
+from model.posttrain.language_model import LanguageModel, is_ours
 from model.posttrain.provenance import lineage
 
 SHOWN = {
@@ -48,11 +48,13 @@ SHOWN = {
     "accuracy": "accuracy",
     "margin": "margin",
     "eval_accuracy": "held-out accuracy",
+    "eval_first_wrong": "first wrong step found",
 }
 STAGES = {
     "sft": stages.sft,
     "dpo": stages.dpo,
     "reward": stages.reward,
+    "prm": process.prm,
     "grpo": stages.grpo,
     "online_dpo": stages.online_dpo,
 }
@@ -92,7 +94,12 @@ def begin(recipe: PostRecipe) -> stages.Work:
     def load(path: str) -> PreTrainedModel:
         return load_model(path, recipe.model.implementation)
 
-    model = RewardModel.load(start) if recipe.stage == "reward" else load(start)
+    if recipe.stage == "reward":
+        model: PreTrainedModel = RewardModel.load(start)
+    elif recipe.stage == "prm":
+        model = process.load(start, recipe.model.implementation)
+    else:
+        model = load(start)
     if recipe.train.checkpoint_activations and not model.supports_gradient_checkpointing:
         raise FactoryError("train.checkpoint_activations: only with model.implementation = 'transformers'")
     return stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
@@ -100,8 +107,7 @@ def begin(recipe: PostRecipe) -> stages.Work:
 
 def load_model(path: str, implementation: str) -> PreTrainedModel:
     """A language model by our code or by transformers', in float32."""
-    kind = json.loads((Path(path) / "config.json").read_text("utf-8")).get("model_type")
-    if implementation == "factory" or (implementation == "auto" and kind in ARCHITECTURES):
+    if is_ours(path, implementation):
         return LanguageModel.load(path)
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
 
@@ -133,6 +139,7 @@ def _same(folder: Path, resolved: dict[str, Any]) -> None:
         "sft",
         "dpo",
         "reward",
+        "prm",
         "sample",
         "dataset",
         "lineage",

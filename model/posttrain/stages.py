@@ -18,7 +18,7 @@ from factory.engine.errors import FactoryError
 from model.merging import OnlineMerging
 from model.muon import Muon
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import Rows, tokenized
+from model.posttrain.data import Rows, conversations, tokenized
 from model.posttrain.grpo import Grpo, OnlineDpo
 from model.posttrain.language_model import score_by_own
 from model.posttrain.rewards import rewards
@@ -122,8 +122,8 @@ class Work:
 
 def sft(work: Work) -> Trainer:
     length = work.recipe.train.max_length
-    training, lost = tokenized(work.rows.training, work.cache, "tokens", work.tokenizer, length)
-    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_tokens", work.tokenizer, length)
+    training, lost = tokenized(work.rows.training, work.cache, "tokens", work.tokenizer, length, conversations)
+    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_tokens", work.tokenizer, length, conversations)
     if lost:
         print(f"warning: {lost} conversations have no answer within {length} tokens: left out", file=sys.stderr)
     if training is None:

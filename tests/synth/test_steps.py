@@ -59,7 +59,7 @@ def test_another_rule_is_told():
         split("a", "words")
 
 
-def model(slip: float = 0.1, broken: str = "\0") -> Any:
+def model(slip: float = 0.03, broken: str = "\0") -> Any:
     """A script for the server: it goes on from a chain, sample by sample; what holds `broken` it refuses."""
 
     def script(path: str, body: dict[str, Any]) -> Reply:
@@ -79,7 +79,7 @@ def labelled(folder: Path, chains: list[Chain], script: Any = None, keep: str = 
     """The chains through the whole recipe: prefixes, roll-outs, verdicts, labels."""
     columns = ["prompt", "response", "gold", "kind"]
     rows = [
-        {"id": f"c{number}", "text": "", "prompt": one.prompt, "response": "".join(one.steps), "gold": f"= {one.gold}"}
+        {"id": f"c{number}", "text": "", "prompt": one.prompt, "response": "".join(one.steps), "gold": f"={one.gold}"}
         | {"kind": "planted"}
         for number, one in enumerate(chains)
     ]
