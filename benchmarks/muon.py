@@ -3,8 +3,8 @@
     python benchmarks/muon.py [--hidden 128] [--layers 3] [--intermediate 352] [--threads 1]
 
 The default shape is that of the closed loop, with batches of 16 x 64 tokens. CPU milliseconds, the median of the
-rounds; each round takes all of them in turn. What torch's costs hangs on the CPU's bfloat16: ONEDNN_MAX_CPU_ISA=AVX2 shows
-it on one that has none. Beside it how far eight steps of both lie apart.
+rounds; each round takes all of them in turn. What torch's costs hangs on the CPU's bfloat16: ONEDNN_MAX_CPU_ISA=AVX2
+shows it on one that has none. Below, how far eight steps of both lie apart.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ from factory.engine.receipt import peak_memory
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig, OptimizerConfig
 from model.moe import Routing, balance_loss, expert_load
-from model.pretrain import loss_of, optimizer_for
+from model.objective import loss_of
+from model.pretrain import optimizer_for
 from model.transformer import Transformer
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3)

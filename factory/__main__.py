@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "Build the dataset of a recipe.")
     run.add_argument("recipe")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a declared parameter")
+    run.add_argument("--name", default="", help="build under this name, not the recipe's")
     run.add_argument(
         "--workers", type=_whole, default=None, help="processes (one a core); 0: in this process, to debug"
     )
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     planned = add("plan", _plan, "Say what a run would do and cost, from measured rates. Runs nothing.")
     planned.add_argument("recipe")
     planned.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a declared parameter")
+    planned.add_argument("--name", default="", help="build under this name, not the recipe's")
     planned.add_argument("--tokens", default="", help="as if the input had so many tokens, as 18T (4.2 bytes each)")
     planned.add_argument("--annotate", action="store_true", help="plan an annotated run")
 
@@ -149,7 +151,7 @@ def _run(options: argparse.Namespace) -> None:
         annotate=options.annotate,
         dropped=options.dropped,
     )
-    built = run.run(recipe.load(options.recipe, _settings(options)), chosen)
+    built = run.run(recipe.load(options.recipe, _settings(options), options.name), chosen)
     catalog.export(options.out)
     print(funnel.text(built))
 
@@ -158,7 +160,7 @@ def _plan(options: argparse.Namespace) -> None:
     from factory.engine import plan, recipe
     from factory.report import forecast
 
-    planned = plan.make(recipe.load(options.recipe, _settings(options)), options.out, options.annotate)
+    planned = plan.make(recipe.load(options.recipe, _settings(options), options.name), options.out, options.annotate)
     print(forecast.text(planned, forecast.parse_count(options.tokens) if options.tokens else None))
 
 

@@ -127,6 +127,61 @@ def plan(
     return class_(config, torch.arange(before, before + length, device=device), documents, context)
 
 
+SHORT = 256  # tokens: documents up to here gain by being in a batch
+
+
+class Batches:
+    """Documents of similar length as the rows of a batch each, padded behind: many short ones in few products."""
+
+    def __init__(self, spans: list[tuple[int, int, int]], length: int, device: torch.device) -> None:
+        alike: dict[Any, list[tuple[int, int]]] = {}
+        for number, (row, begin, end) in enumerate(spans):
+            kind = (end - begin - 1).bit_length() if end - begin <= SHORT else -number
+            alike.setdefault(max(kind, 6) if kind > 0 else kind, []).append((row * length + begin, end - begin))
+        self.shapes: list[tuple[int, int]] = []
+        places = []
+        for some in alike.values():
+            begins, lengths = torch.tensor(some).t()
+            run = torch.arange(int(lengths.max()))
+            places.append(torch.where(run < lengths[:, None], begins[:, None] + run, -1).flatten())
+            self.shapes.append((len(some), len(run)))
+        self.places = torch.cat(places).to(device)  # of each place of the batches the token that stands there, or -1
+        there = (self.places >= 0).nonzero()[:, 0]
+        self.back = torch.empty_like(there).index_put((self.places[there],), there)  # where each token stands
+
+    def __call__(self, attend: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+        """As Plan.each, with the origin 0."""
+        rows, _, length, _ = parts[0].shape
+        padded = []
+        for part in parts:
+            tokens = part.transpose(1, 2).reshape(rows * length, -1)
+            padded.append((_Moved.apply(tokens, self.places, self.back), part.shape[1], part.shape[3]))
+        out, begin = [], 0
+        for count, longest in self.shapes:
+            end = begin + count * longest
+            pieces = (x[begin:end].view(count, longest, heads, -1).transpose(1, 2) for x, heads, _ in padded)
+            out.append(attend(*pieces, 0).transpose(1, 2).reshape(count * longest, -1))
+            begin = end
+        together = _Moved.apply(torch.cat(out), self.back, self.places)
+        return together.view(rows, length, parts[0].shape[1], -1).transpose(1, 2)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows x [N, C] to other places [M]: each of N stands at one of M, `back` [N], or the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, places.clamp(min=0))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        found = gradient.index_select(0, back.clamp(min=0))
+        return found.mul_((back >= 0)[:, None]), None, None
+
+
 class Plan(ABC):
     """Positions and spans of one forward pass. Subclasses rotate and attend."""
 
@@ -144,6 +199,15 @@ class Plan(ABC):
     @functools.cached_property
     def spans(self) -> list[tuple[int, int, int]]:
         return self.documents.spans() if self.documents is not None else []
+
+    @functools.cached_property
+    def _batches(self) -> Batches | None:
+        """Short documents are attended to together, where where they begin does not matter."""
+        assert self.documents is not None
+        if not self.documents.restart and self.config.dual_chunk_attention_config is not None:
+            return None
+        found = Batches(self.spans, self.documents.first.shape[1], self.documents.first.device)
+        return found if len(found.shapes) < len(self.spans) else None
 
     @abstractmethod
     def keys(self, k: Tensor) -> Tensor:
@@ -170,6 +234,8 @@ class Plan(ABC):
             return self._shared(self.context, attend, *parts)
         if self.documents is None:
             return attend(*parts, self.origin(0))
+        if self._batches is not None:
+            return self._batches(attend, *parts)
         rows: dict[int, list[Tensor]] = {}
         for row, begin, end in self.spans:
             pieces = (part[row : row + 1, :, begin:end] for part in parts)

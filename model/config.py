@@ -1,8 +1,8 @@
 """What a training recipe says: the model's shape, the data, the optimizer, the course of training.
 
-A recipe is a TOML file with the sections [model], [data], [optimizer], [train], and a [[stage]] for each part of a
-curriculum; each key is a field below. A section [scaling] makes it a grid of trainings (model/scaling). model/recipe.py
-reads and checks it.
+A recipe is a TOML file with the sections [model], [data], [optimizer], [train], [probe], and a [[stage]] for each part
+of a curriculum; each key is a field below. A section [scaling] makes it a grid of trainings (model/scaling).
+model/recipe.py reads and checks it.
 """
 
 from __future__ import annotations
@@ -137,8 +137,9 @@ class Schedule:
 
     learning_rate: Annotated[float, SCALING] = 1e-3
     """The highest, after the warm-up. `scaling` takes what optimizer.scaling says; training sees a number."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """After the warm-up: `cosine` falls at once; `wsd` stays at the top and falls in a straight line at the end."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """After the warm-up: `cosine` and `linear` fall at once, `wsd` stays at the top and falls in a straight line at the
+    end, `constant` stays."""
     warmup_steps: int = 100
     decay_share: float = 0.2
     """wsd only: the share of all steps in which the rate falls."""
@@ -165,7 +166,10 @@ class Schedule:
         if self.schedule == "cosine":
             done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
             return low + (top - low) * 0.5 * (1 + math.cos(math.pi * done))
-        falling = max(1, round(self.decay_share * steps))
+        if self.schedule == "constant":
+            return top
+        falling = steps - self.warmup_steps if self.schedule == "linear" else round(self.decay_share * steps)
+        falling = max(1, falling)
         return top - (top - low) * max(0.0, (step - (steps - falling)) / falling)
 
 
@@ -252,9 +256,29 @@ class StageConfig:
     shorter)."""
     weights: dict[str, float] = field(default_factory=dict)
     """As [data.weights], for this stage."""
+    until: float | None = None
+    """The stage ends when the probe reaches this accuracy (0 to 1), or after its `tokens` at the latest. Its schedule
+    must be `constant`: another would need to know how long it takes."""
     optimizer: Schedule | None = None
     """A table [stage.optimizer] begins a schedule of the learning rate with this stage, which lasts until another
     stage begins one; keys that it leaves out are as in [optimizer]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Questions that the model in training answers greedily, judged by a verifier (model/probe.py)."""
+
+    data: str = ""
+    """A dataset folder with the column `prompt` (text) and what the reward needs; without it nothing is asked."""
+    reward: str = ""
+    """Such as `factory.verify.mathematics:correct`; an answer counts as right where it passes."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What a reward's parameter is called in the data, where the names differ: `answer = "gold"`."""
+    every: int = 50
+    """Steps between probes; there is one at the end of each stage in any case."""
+    count: int = 200
+    """So many of the dataset's first rows are asked."""
+    max_new_tokens: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,5 +292,6 @@ class TrainRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     stages: tuple[StageConfig, ...] = ()
     scaling: Grid = field(default_factory=Grid)

@@ -19,7 +19,8 @@ from model.stream import CUTS
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stage with everything said: `first` is the number of steps before it, and `model` the configuration with its
-    positions. Steps of a schedule are counted from `schedule_first`, and there are `schedule_steps` of it."""
+    positions. Steps of a schedule are counted from `schedule_first`, and there are `schedule_steps` of it. With
+    `until`, `steps` are those at most, or once it has ended those that it took."""
 
     name: str
     first: int
@@ -33,6 +34,7 @@ class Stage:
     schedule: Schedule
     schedule_first: int
     schedule_steps: int
+    until: float | None = None
 
     @property
     def last(self) -> int:
@@ -47,8 +49,9 @@ class Stage:
         return self.schedule.rate(step - self.schedule_first, self.schedule_steps)
 
 
-def stages(recipe: TrainRecipe, row_length: int) -> list[Stage]:
-    """The stages of a recipe; `row_length` is the length of the data's rows, for a recipe that says none.
+def stages(recipe: TrainRecipe, row_length: int, ends: Mapping[str, int] | None = None) -> list[Stage]:
+    """The stages of a recipe; `row_length` is the length of the data's rows, for a recipe that says none. `ends` are
+    the steps, by the stage's name, after which stages with `until` have ended: those behind them begin there.
 
     A recipe without stages is one. Raises FactoryError where the numbers do not fit together.
     """
@@ -70,7 +73,10 @@ def stages(recipe: TrainRecipe, row_length: int) -> list[Stage]:
     if not recipe.stages:
         found = [dataclasses.replace(before, name="1", steps=recipe.train.steps)]
     for one in recipe.stages:
-        found.append(before := _next(before, one, first=not found))
+        before = _next(before, one, first=not found)
+        if ends and one.name in ends:
+            before = dataclasses.replace(before, steps=ends[one.name] - before.first)
+        found.append(before)
     _check(found)
     return _scheduled(found, recipe)
 
@@ -99,6 +105,7 @@ def _next(before: Stage, one: StageConfig, first: bool) -> Stage:
         schedule=one.optimizer or before.schedule,
         schedule_first=0,
         schedule_steps=0,
+        until=one.until,
     )
 
 
@@ -111,6 +118,12 @@ def _scheduled(found: list[Stage], recipe: TrainRecipe) -> list[Stage]:
         part = found[begin:end]
         first, steps = part[0].first, sum(stage.steps for stage in part)
         part[0].schedule.check(f"stage {part[0].name}" if recipe.stages else "optimizer", steps)
+        for stage in part:
+            if stage.until is not None and stage.schedule.schedule != "constant":
+                raise FactoryError(
+                    f"stage {stage.name}: until = {stage.until} with schedule = {stage.schedule.schedule!r}: how long "
+                    'it takes is not known before: say schedule = "constant", and let a later stage begin another'
+                )
         out += [dataclasses.replace(stage, schedule_first=first, schedule_steps=steps) for stage in part]
     return out
 

@@ -85,7 +85,7 @@ class TokenDataset:
 
     def __init__(self, folder: str | Path, evaluation_share: float = 0.02, seed: int = 0) -> None:
         self.folder = find(folder)
-        manifest = self._manifest()
+        manifest = read_manifest(self.folder)
         self.name, self.version, self.key = (str(manifest.get(key, "")) for key in ("name", "version", "key"))
         columns = manifest.get("columns", {})
         if "input_ids" not in columns:
@@ -110,17 +110,6 @@ class TokenDataset:
             few = sum(shard["rows"] for shard in rows)
             raise FactoryError(f"{self.folder} has too few sequences ({few}) to hold some out: set evaluation_share=0")
 
-    def _manifest(self) -> dict:
-        path = self.folder / "manifest.json"
-        try:
-            return json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise FactoryError(
-                f"{self.folder} has no manifest.json: it is not a dataset, or its run has not finished (run it again)"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise FactoryError(f"{path}: not valid JSON: {error}") from error
-
     def _open(self, name: str, rows: int) -> Shard:
         path = self.folder / name
         try:
@@ -140,6 +129,20 @@ class TokenDataset:
         group = int(np.searchsorted(shard.edges, 0, "right")) - 1  # the first with tokens
         lists = pq.ParquetFile(shard.path).read_row_group(group, columns=["input_ids"]).column(0)
         return max(int(np.diff(chunk.offsets.to_numpy()).max()) for chunk in lists.chunks)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a dataset's folder says of itself. FactoryError where it is none."""
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise FactoryError(
+            f"{folder} has no manifest.json: it is not a dataset, or its run has not finished (run it again)"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise FactoryError(f"{path}: not valid JSON: {error}") from error
+    return manifest
 
 
 def read_tokenizer(folder: Path) -> tuple[str, dict[str, int]]:

@@ -224,6 +224,21 @@ def build(
     return model
 
 
+def gathered(model: Transformer, world: World, dtype: torch.dtype) -> Transformer:
+    """The model for rank 0 to use without the others, with its weights as they are now, gathered where they are
+    sharded; on the others without weights. Weights that one process has whole, in that dtype, are not copied."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if world.first:
+            weights[name] = whole.detach().to(dtype)
+    with torch.device("meta"):
+        alone = Transformer(model.config)
+    if world.first:
+        alone.load_state_dict(weights, assign=True)
+    return alone
+
+
 def _layers(model: Transformer, how: TrainConfig) -> None:
     # The layers keep their names and hooks: what changes is the function alone.
     for layer in model.model.layers:

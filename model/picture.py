@@ -141,14 +141,15 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """A bar with tokens/s and the time left; without a terminal a plain line about every five seconds."""
+    """A bar with tokens/s and the time left; without a terminal a plain line about every five seconds. `steps` may be
+    set anew, when a stage has ended early."""
 
     def __init__(self, steps: int, done: int, out: TextIO | None = None) -> None:
         self.steps, self.first = steps, done
         self.out = out or sys.stderr
         self.begin = self.told = time.monotonic()
         self.tokens: int | None = None
-        self.evaluation = ""
+        self.evaluation = self.probe = ""
         self.bar = None
         if self.out.isatty():
             from tqdm import tqdm
@@ -163,10 +164,13 @@ class Progress:
         rate = (row["tokens"] - self.tokens) / max(now - self.begin, 1e-9)
         if row["evaluation_loss"] is not None:
             self.evaluation = f"  held-out {row['evaluation_loss']:.3f}"
-        what = f"loss {row['loss']:.3f}{self.evaluation}  {rate:,.0f} tokens/s"
+        if row.get("probe_accuracy") is not None:
+            self.probe = f"  probe {row['probe_accuracy']:.1%}"
+        what = f"loss {row['loss']:.3f}{self.evaluation}{self.probe}  {rate:,.0f} tokens/s"
         if row.get("mfu"):
             what += f"  MFU {row['mfu']:.0%}"
         if self.bar is not None:
+            self.bar.total = self.steps
             self.bar.set_postfix_str(what, refresh=False)
             self.bar.update()
         elif now - self.told >= 5 or row["step"] == self.steps or row["evaluation_loss"] is not None:

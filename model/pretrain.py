@@ -1,5 +1,4 @@
-"""Pre-training: next-token prediction with AdamW over the stages of a recipe, evaluation, and checkpoints that go on
-bit for bit."""
+"""Pre-training: next-token prediction over the stages of a recipe, and checkpoints that go on bit for bit."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import dataclasses
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,26 +16,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
-from model.attention import separated
 from model.checkpoint import load_hf, save_hf
 from model.config import OptimizerConfig, TrainRecipe
 from model.curriculum import Stage, stages
-from model.data import IGNORE, Span, TokenDataset, allot, read
+from model.data import IGNORE, Span, TokenDataset, allot
 from model.flops import peak, utilisation
 from model.moe import Routing, balance_loss, expert_load
 from model.muon import Muon
-from model.parallel import World, accumulate, build, clip, cores, stop_signals
+from model.objective import evaluate, held_out, loss_of, separator_of
+from model.parallel import World, accumulate, build, clip, cores, gathered, stop_signals
+from model.probe import Probe
 from model.state import States
-from model.stream import Mixture, Stream, blocks
+from model.stream import Mixture, Stream
 from model.transformer import Transformer
 from model.upcycle import upcycle
 
 AHEAD = 20  # so many steps before the end of a stage the data of the next begin to be read
-EVALUATION_BLOCKS = 64  # held-out sequences are taken from at most so many places
 # The load-balancing loss before its weight; and of all layers the most and the least used expert's tokens, as multiples
 # of an even share. Null without experts.
 EXPERT_METRICS = ("balance_loss", "expert_load_max", "expert_load_min")
@@ -46,6 +45,7 @@ METRICS = pa.schema(
         ("tokens", pa.int64()),
         ("loss", pa.float64()),
         ("evaluation_loss", pa.float64()),
+        ("probe_accuracy", pa.float64()),
         ("learning_rate", pa.float64()),
         ("gradient_norm", pa.float64()),
         ("seconds", pa.float64()),
@@ -58,6 +58,7 @@ METRICS = pa.schema(
 FREE = (
     "data.path",
     "data.sets",
+    "probe.data",
     "train.save_every",
     "train.sample_prompt",
     "train.tensorboard",
@@ -101,79 +102,11 @@ def optimizer_for(model: Transformer, config: OptimizerConfig) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Separator:
-    """Documents are kept apart: `end` is the id that ends each, `restart` whether positions begin anew."""
-
-    end: int
-    restart: bool
-
-
-def separator_of(documents: str, data: TokenDataset) -> Separator | None:
-    """What `documents` means for this dataset; None where documents are joined."""
-    if documents == "joined":
-        return None
-    if data.end is None:
-        raise FactoryError(
-            f"documents = {documents!r}: the tokenizer of {data.folder} lacks the separator, "
-            'so that documents cannot be told apart: use "joined"'
-        )
-    return Separator(data.end, documents == "restarted")
-
-
-def loss_of(
-    model: Transformer,
-    batch: np.ndarray,
-    reduction: str = "mean",
-    separator: Separator | None = None,
-    routings: list[Routing] | None = None,
-) -> Tensor:
-    """Cross-entropy in nats of each token given those before it; IGNORE in the batch is no token.
-
-    Where ranks share the sequences, of this rank's tokens.
-    """
-    ids = torch.from_numpy(batch).to(model.lm_head.weight.device, torch.long)
-    given, targets = ids[:, :-1].clamp(min=0), ids[:, 1:]
-    documents = separated(given, separator.end, separator.restart) if separator else None
-    context = model.model.context
-    if context is not None:
-        given, targets = context.part(given), context.part(targets)
-    total = model(given, documents=documents, routings=routings, targets=targets)
-    # A batch may hold no target at all: a shard's last sequence can be one token long.
-    return total if reduction == "sum" else total / (targets != IGNORE).sum().clamp(min=1)
-
-
-def held_out(spans: list[Span], length: int, count: int, seed: int) -> np.ndarray:
-    """At most `count` held-out sequences, spread evenly over the places that were held out."""
-    places = [block for span in spans for block in blocks(span, length)]
-    order = np.random.default_rng([seed, 4]).permutation(len(places))[:EVALUATION_BLOCKS]
-    share = math.ceil(count / max(1, len(order)))
-    parts = [np.empty((0, length), np.int32)]
-    for number in sorted(order.tolist()):
-        rows = read([places[number]], length)
-        parts.append(rows[np.unique(np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(np.int64))])
-    return np.concatenate(parts)[:count]
-
-
-@torch.no_grad()
-def evaluate(
-    model: Transformer,
-    sequences: np.ndarray,
-    batch_size: int,
-    separator: Separator | None = None,
-    world: World | None = None,
-) -> float:
-    """The mean loss a token over held-out sequences, `batch_size` at a time on each rank."""
-    world = world or World()
-    total = 0.0
-    for batch in world.split(sequences, batch_size, IGNORE):
-        total += loss_of(model, batch[world.part], "sum", separator).item()
-    return world.sums(total)[0] / max(1, int((sequences[:, 1:] != IGNORE).sum()))
-
-
 def identity(recipe: TrainRecipe, data: Mapping[str, TokenDataset]) -> dict[str, Any]:
     """What a training is, apart from where and how fast: two runs of one identity give the same weights."""
-    parts = {name: dataclasses.asdict(getattr(recipe, name)) for name in ("model", "data", "optimizer", "train")}
+    parts = {
+        name: dataclasses.asdict(getattr(recipe, name)) for name in ("model", "data", "optimizer", "train", "probe")
+    }
     flat = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     keys = {f"key of {name}": one.key for name, one in data.items()}
     curriculum = {f"stage {n} {one.name}": dataclasses.asdict(one) for n, one in enumerate(recipe.stages, 1)}
@@ -200,8 +133,12 @@ class Pretraining:
         self.states = States(folder / "checkpoint", self.world)
         self.identity = identity(recipe, data)
         self.tokenizer = next(iter(data.values()))  # all have the same
-        self.stages = stages(recipe, max(one.row_length for one in data.values()))
-        self.steps = self.stages[-1].last
+        self.probe: Probe | None = None
+        if recipe.probe.data:
+            self.probe = Probe(recipe.probe, self.tokenizer.tokenizer, recipe.model.max_position_embeddings)
+            self.identity["key of the probe"] = self.probe.key
+        self.ends: dict[str, int] = {}  # the last step of each stage that reached its `until`
+        self._plan()
         self.whole = {name: sum(span.tokens for span in one.training) for name, one in data.items()}
         self.parts = self._parts()
         for stage in self.stages:  # what a later one refuses is told before the first
@@ -211,6 +148,8 @@ class Pretraining:
         begun = self.states.description()
         if begun is not None:
             self._check(begun["identity"])
+            self.ends = begun["ends"]
+            self._plan()
         self.step: int = begun["step"] if begun is not None else 0
         # At the end of a stage that stage: its model may not have been written before the kill.
         stage = next(stage for stage in self.stages if self.step <= stage.last)
@@ -222,12 +161,21 @@ class Pretraining:
             self._restore()
         self._enter(stage)
 
+    @property
+    def steps(self) -> int:
+        """Of the whole training, as far as is known."""
+        return self.stages[-1].last
+
+    def _plan(self) -> None:
+        self.stages = stages(self.recipe, max(one.row_length for one in self.data.values()), self.ends)
+
     def _position(self, stage: Stage) -> int:
         """The first sequence of the next step, counted in a stage's mixture."""
         return (self.step - stage.first) * stage.batch_size
 
     def _parts(self) -> dict[str, list[list[Span]]]:
-        """Of each dataset the tokens for each stage; none twice where there are enough."""
+        """Of each dataset the tokens for each stage, for all the steps that it may take; none twice where there are
+        enough. So what a stage reads does not depend on where those before it ended."""
         weights = [stage.weights or self.whole for stage in self.stages]
         found = {}
         for name, one in self.data.items():
@@ -299,11 +247,11 @@ class Pretraining:
         self.metrics = [row for row in rows if row["step"] <= self.step]
 
     def save(self) -> None:
-        """Write metrics and state, the state while training goes on. The data's position is the step: the order of the
-        sequences depends on nothing else, and training draws no random numbers."""
+        """Write metrics and state, the state while training goes on. The data's position is the step in its stage: the
+        order of the sequences depends on nothing else, and training draws no random numbers."""
         # The metrics come first: a kill between the two leaves rows too many, which _restore cuts off.
         self.world.together(self._save_metrics)
-        self.states.save(self.step, self.model, self.optimizer, {"identity": self.identity})
+        self.states.save(self.step, self.model, self.optimizer, {"identity": self.identity, "ends": dict(self.ends)})
 
     def _save_metrics(self) -> None:
         with aside(str(self.folder / "metrics.parquet")) as scratch:
@@ -333,6 +281,7 @@ class Pretraining:
                         self.save_model(f"stage-{self.stage.name}")
                         self._enter(following)
                 row = self._step()
+                row["probe_accuracy"] = self._ask()
                 ends = self.step == self.stage.last
                 if self.step % train.evaluate_every == 0 or ends:
                     row["evaluation_loss"] = self._evaluate()
@@ -343,6 +292,22 @@ class Pretraining:
                     self.save()
                 if stop and self.step < self.steps:
                     raise Stopped(self.step, caught[0] if caught else signal.SIGTERM)
+
+    def _ask(self) -> float | None:
+        """The probe's accuracy where it is time for one. The stage ends here where that is what it lasted for."""
+        stage, at_last = self.stage, self.step == self.stage.last
+        if self.probe is None or (self.step % self.recipe.probe.every and not at_last):
+            return None
+        model, probe = gathered(self.model, self.world, getattr(torch, self.recipe.train.dtype)), self.probe
+        (accuracy,) = self.world.sums(self.world.together(lambda: probe(model)) or 0.0)
+        if stage.until is not None and accuracy >= stage.until:
+            self.ends[stage.name] = self.step
+            self._plan()
+            self.stage = next(one for one in self.stages if one.name == stage.name)
+        elif stage.until is not None and at_last and self.world.first:
+            told = f"its {stage.tokens:,} tokens with a probe of {accuracy:.1%}, below until = {stage.until}"
+            print(f"warning: stage {stage.name} ended after {told}", file=sys.stderr)
+        return accuracy
 
     def _evaluate(self) -> float | None:
         if not len(self.held_out):
@@ -387,6 +352,7 @@ class Pretraining:
             "tokens": tokens + (self.metrics[-1]["tokens"] if self.metrics else 0),
             "loss": loss,
             "evaluation_loss": None,
+            "probe_accuracy": None,
             "learning_rate": rate,
             "gradient_norm": norm,
             "seconds": time.perf_counter() - begin,

@@ -14,7 +14,16 @@ from typing import Any
 
 from factory.engine.errors import FactoryError, nearest
 from model.checkpoint import configuration
-from model.config import DataConfig, ModelConfig, OptimizerConfig, Schedule, StageConfig, TrainConfig, TrainRecipe
+from model.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    Schedule,
+    StageConfig,
+    TrainConfig,
+    TrainRecipe,
+)
 from model.options import section, typed, value
 from model.presets import PRESETS
 from model.scaling import SCALING, Grid
@@ -24,6 +33,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
+    "probe": ProbeConfig,
     "scaling": Grid,
 }
 TOP = ("name", "out")
@@ -166,12 +176,14 @@ def _check(recipe: TrainRecipe) -> None:
         "data": ("shuffle_tokens",),
         "optimizer": ("learning_rate", "clip", "epsilon"),
         "model": ("rms_norm_eps", "rope_theta"),
+        "probe": ("every", "count", "max_new_tokens"),
     }
     not_negative = {
         "train": ("seed", "threads", "micro_batch_size"),
         "data": ("seed",),
         "optimizer": ("warmup_steps", "weight_decay"),
         "model": ("vocab_size", "initializer_range"),
+        "probe": (),
     }
     for name in positive:
         part = getattr(recipe, name)
@@ -196,6 +208,8 @@ def _check(recipe: TrainRecipe) -> None:
         recipe.optimizer.check("optimizer", recipe.train.steps)
     if recipe.train.start and recipe.train.upcycle:
         raise FactoryError("train.start and train.upcycle: a training begins with one checkpoint, give one of them")
+    if bool(recipe.probe.data) != bool(recipe.probe.reward):
+        raise FactoryError("[probe] needs both: data, the questions, and reward, which judges the answers")
     if recipe.data.path and recipe.data.sets:
         raise FactoryError("data.path and data.sets: give one dataset, or name several")
     _check_weights("data.weights", recipe.data.weights, recipe.data)
@@ -211,6 +225,10 @@ def _check_stage(where: str, stage: StageConfig, recipe: TrainRecipe) -> None:
             raise FactoryError(f"{where}: {name} = {getattr(stage, name)}: must be a number, not negative")
     if stage.maximum_share is not None and not 0 < stage.maximum_share <= 1:
         raise FactoryError(f"{where}: maximum_share = {stage.maximum_share}: must be above 0 and at most 1")
+    if stage.until is not None and not 0 < stage.until <= 1:
+        raise FactoryError(f"{where}: until = {stage.until}: must be above 0 and at most 1")
+    if stage.until is not None and not recipe.probe.data:
+        raise FactoryError(f"{where}: until = {stage.until}, but nothing is asked: say data and reward in [probe]")
     for part in (stage.rope_scaling, stage.dual_chunk_attention_config):
         if part is not None:
             part.check()

@@ -86,7 +86,12 @@ def _run(recipe: TrainRecipe, work: Pretraining) -> None:
     write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
     describe(recipe, work)
     progress = Progress(work.steps, work.step)
-    reports: list[Callable[[dict[str, Any]], None]] = [progress]
+
+    def show(row: dict[str, Any]) -> None:
+        progress.steps = work.steps  # a stage may have ended early
+        progress(row)
+
+    reports: list[Callable[[dict[str, Any]], None]] = [show]
     if recipe.train.tensorboard:
         reports.append(tensorboard(folder / "tensorboard", work.step))
     try:
@@ -114,9 +119,10 @@ def describe(recipe: TrainRecipe, work: Pretraining) -> None:
     for stage in work.stages:
         named = f"stage {stage.name}: " if recipe.stages else ""
         whole = f", {stage.maximum_share:.0%} of the tokens at full length" if stage.maximum_share < 1 else ""
+        until = f", or until the probe reaches {stage.until:.0%}" if stage.until is not None else ""
         print(
             f"{named}{stage.tokens:,} tokens = {stage.steps:,} steps of {stage.batch_size} sequences of "
-            f"{stage.sequence_length:,} tokens{whole}"
+            f"{stage.sequence_length:,} tokens{whole}{until}"
         )
         if (full := fill(work, stage)) < FULL:
             print(
@@ -173,11 +179,13 @@ def finish(recipe: TrainRecipe, work: Pretraining) -> None:
     write_atomic(str(folder / "sample.txt"), sample + "\n")
 
     held = [row["evaluation_loss"] for row in metrics if row["evaluation_loss"] is not None]
+    probes = [row["probe_accuracy"] for row in metrics if row["probe_accuracy"] is not None]
     seconds, waited = (sum(row[name] for row in metrics) for name in ("seconds", "data_seconds"))
     print(f"\n{text_curve(metrics)}\n")
     print(
         f"loss {metrics[0]['loss']:.3f} -> {metrics[-1]['loss']:.3f}"
         + (f", held out {held[-1]:.3f}" if held else "")
+        + (f", probe {probes[-1]:.1%}" if probes else "")
         + f"; {metrics[-1]['tokens']:,} tokens in {clock(seconds)}, {metrics[-1]['tokens'] / seconds:,.0f} tokens/s, "
         f"{waited / seconds:.2%} of the time waiting for data"
     )

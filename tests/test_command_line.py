@@ -59,6 +59,20 @@ def test_run_show_sql_inspect_plan(tmp_path):
     assert "Gopher" in factory("steps").stdout
 
 
+def test_a_recipe_is_built_under_another_name(tmp_path):
+    path, out = recipe(tmp_path, NUMBERS), str(tmp_path / "runs")
+    assert "other@1" in factory("plan", path, "--out", out, "--name", "other").stdout
+    for name in ([], ["--name", "other"]):
+        run = factory("run", path, "--out", out, "--workers", "0", *name)
+        assert run.returncode == 0, run.stderr
+    counted = factory(
+        "sql", "select (select count(*) from try) + (select count(*) from other) n", "--csv", "--out", out
+    )
+    assert counted.stdout.split() == ["n", "40"]
+    line = mistake(factory("run", path, "--out", out, "--name", "Other name"))
+    assert "name = 'Other name': a string like 'web_en'" in line
+
+
 def test_an_annotated_run_does_not_change_the_plan(tmp_path):
     path, out = recipe(tmp_path, NUMBERS, f'use = "{HERE}DropOdd"'), str(tmp_path / "runs")
     assert factory("run", path, "--out", out, "--workers", "0").returncode == 0

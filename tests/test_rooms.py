@@ -23,6 +23,7 @@ ALLOWED = {
         *("factory.engine.errors", "factory.engine.files"),
     },
     "factory.synth": {"factory.synth", "factory.teacher", "factory.verify", "factory.sandbox", "factory.engine"},
+    "factory.prefer": {"factory.prefer", "factory.teacher", "factory.verify", "factory.kernels", "factory.engine"},
     "model": {"model", "factory.engine"},
 }
 
@@ -58,7 +59,7 @@ def test_rooms_import_only_what_they_may(path):
 
 def operators() -> list[Path]:
     """The modules of steps: not the parts that a package of them shares."""
-    return sorted(p for room in ("corpus", "synth") for p in (REPOSITORY / "factory" / room).glob("*.py"))
+    return sorted(p for room in ("corpus", "synth", "prefer") for p in (REPOSITORY / "factory" / room).glob("*.py"))
 
 
 @pytest.mark.parametrize("path", operators(), ids=lambda p: f"{p.parent.name}.{p.stem}")

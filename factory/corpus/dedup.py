@@ -197,7 +197,7 @@ class Exact(Gather):
     Texts are compared by their 128-bit XXH3 hashes: no two different texts are expected to meet below 10^18 rows.
     """
 
-    reason: ClassVar[str] = "exact_duplicate"
+    reasons: ClassVar[tuple[str, ...]] = ("exact_duplicate",)
 
     by: str = ""
     """A column, such as `dump`: only rows with the same value in it are compared. Empty: all rows."""
@@ -241,7 +241,7 @@ class MinHash(Gather):
     one n-gram; a text without words is never like another.
     """
 
-    reason: ClassVar[str] = "near_duplicate"
+    reasons: ClassVar[tuple[str, ...]] = ("near_duplicate",)
 
     ngram: Annotated[int, Ge(1)] = 5
     """Words in a shingle."""

@@ -23,10 +23,10 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def reading(urls: list[str]) -> str:
+def reading(urls: list[str], options: str = "") -> str:
     """The select over some Parquet files."""
     listed = ", ".join("'" + _place(url).replace("'", "''") + "'" for url in urls)
-    return f"select * from read_parquet([{listed}])"
+    return f"select * from read_parquet([{listed}]{options})"
 
 
 def _place(url: str) -> str:
@@ -58,7 +58,8 @@ def create_views(connection: duckdb.DuckDBPyConnection, root: str) -> list[str]:
             if newest[dataset.name].version == dataset.version:
                 statements[dataset.name + suffix] = select
     if receipts:
-        statements["receipts"] = reading(receipts)
+        # Those of an earlier version of the factory may tell less.
+        statements["receipts"] = reading(receipts, ", union_by_name = true")
     for name, select in statements.items():
         try:
             connection.execute(f"create or replace view {quoted(name)} as {select}")

@@ -71,6 +71,7 @@ def finish(
         code={"factory": factory.__version__, "pyarrow": pa.__version__},
         description=planned.recipe.description,
         annotated=planned.annotate,
+        made_for=planned.made_for,
     )
     finished.save(folder)
     finished = dataclasses.replace(finished, folder=folder)
@@ -171,11 +172,14 @@ def _funnel(everything: list[dict[str, Any]], exchanges: list[dict[str, Any]]) -
         for step in one["steps"]:
             if step["number"] == 0:
                 continue  # a stage that only reads: nothing happens there
-            total = found.setdefault(step["number"], {"number": step["number"], "use": step["use"], "reasons": {}})
+            new = {"number": step["number"], "use": step["use"], "reasons": {}, "tally": {}}
+            total = found.setdefault(step["number"], new)
             for name in ("rows_in", "made", "kept", "dropped", "failed", "consumed", "bytes_in", "cpu_seconds"):
                 total[name] = total.get(name, 0) + step[name]
             for reason in step["reasons"]:
                 total["reasons"][reason["reason"]] = total["reasons"].get(reason["reason"], 0) + reason["rows"]
+            for seen in step.get("tally", ()):  # a kept stage's receipts may be older than tallies
+                total["tally"][seen["name"]] = total["tally"].get(seen["name"], 0) + seen["count"]
     for spent in [one["emit"] for one in everything if one["emit"]] + exchanges:
         found[spent["number"]]["cpu_seconds"] += spent["cpu_seconds"]
     return [found[number] for number in sorted(found)]

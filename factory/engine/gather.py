@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -30,14 +29,10 @@ Route = Literal["hash", "shard", "home"]
 """Where records go: by a hash of their key; to the partition of their row's shard, of which there is one a shard; to
 the home of that shard, one of as many partitions as there are for hashes, so that many shards meet in a task."""
 
-DECISION = np.dtype([("key", np.uint64), ("kept", np.uint64), ("pair", np.uint64), ("similarity", np.float32)])
-ASKED = np.dtype([("key", np.uint64), ("doc", np.uint64), ("role", np.uint8)])
-ANSWER = np.dtype([("key", np.uint64), ("role", np.uint8)])
-
 
 @dataclass(frozen=True)
 class WithPayload:
-    """Records that carry a text each."""
+    """Records that carry a text, or other bytes, each."""
 
     records: np.ndarray
     payload: pa.LargeStringArray
@@ -184,6 +179,8 @@ class Part:
     payloads: list[pa.Array | None]
     emitted: str
     shards: Sequence[str]
+    given: np.ndarray | None = None
+    """What the driver gave to every task of the exchange."""
 
     def side(self, name: str, number: int) -> np.ndarray:
         """The array that the Gather emitted beside a shard, one element a row, mapped from disk where it is local."""
@@ -232,6 +229,7 @@ class ExchangeTask:
     route: Route
     partitions: int
     artifact: bool = False
+    given: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
     @property
     def done(self) -> bool:
@@ -261,15 +259,23 @@ class Exchange:
         """What every shard emitted under a name, routed by a hash of its key."""
         return Records(files.join(self.folder, "emitted", name), len(self.shards), self.partitions)
 
-    def run(self, name: str, inputs: Sequence[Records], method: str, route: Route = "hash") -> Records:
+    def run(
+        self,
+        name: str,
+        inputs: Sequence[Records],
+        method: str,
+        route: Route = "hash",
+        given: np.ndarray | None = None,
+    ) -> Records:
         """One task a partition: `method` of the step (or `module:function`, called with the step first) takes a `Part`
-        and returns records. Finished tasks of an earlier, killed run are not repeated."""
+        and returns records. Finished tasks of an earlier, killed run are not repeated: what is `given` to all tasks,
+        a small array, must follow from the records alone."""
         output = files.join(self.folder, "exchanges", name)
         partitions = len(self.shards) if route == "shard" else self.partitions
         if len({records.partitions for records in inputs}) != 1:
             raise ValueError(f"{name}: its inputs are cut into different numbers of partitions")
         tasks = [
-            ExchangeTask(self.stage, self.folder, method, tuple(inputs), output, number, route, partitions)
+            ExchangeTask(self.stage, self.folder, method, tuple(inputs), output, number, route, partitions, given=given)
             for number in range(inputs[0].partitions)
         ]
         self.runner(name, [task for task in tasks if not task.done])
@@ -302,7 +308,7 @@ def run_exchange_task(task: ExchangeTask, step: Gather, shards: Sequence[str]) -
     meter = Meter()
     read = [records.partition(None if task.artifact else task.number) for records in task.inputs]
     emitted = files.join(task.folder, "emitted")
-    part = Part(task.number, [r for r, _ in read], [p for _, p in read], emitted, shards)
+    part = Part(task.number, [r for r, _ in read], [p for _, p in read], emitted, shards, task.given)
     if not task.artifact:
         value = find_method(step, task.method)(part)
         write_records(record_path(task.output, task.number), value, task.route, task.partitions, meter.read())
@@ -317,71 +323,3 @@ def run_exchange_task(task: ExchangeTask, step: Gather, shards: Sequence[str]) -
     os.makedirs(scratch)
     find_method(step, task.method)(part, scratch)
     os.rename(scratch, target)
-
-
-def ask_ids(_: Gather, part: Part) -> np.ndarray:
-    """Of each decision, ask the shards of the kept row and of the paired row for their ids."""
-    decisions = part.records[0]
-    asked = np.zeros(2 * len(decisions), ASKED)
-    for role, name in enumerate(("kept", "pair")):
-        slot = asked[role * len(decisions) : (role + 1) * len(decisions)]
-        slot["key"], slot["doc"], slot["role"] = decisions[name], decisions["key"], role
-    return asked
-
-
-def answer_ids(_: Gather, part: Part) -> WithPayload:
-    """Look up the ids that were asked of some shards, each read once; they go to the shards of the dropped rows."""
-    asked = part.records[0]  # sorted by key, so by shard
-    answers = np.zeros(len(asked), ANSWER)
-    answers["key"], answers["role"] = asked["doc"], asked["role"]
-    shards = (asked["key"] >> np.uint64(32)).astype(np.int64)
-    rows = (asked["key"] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    starts = np.flatnonzero(np.diff(shards, prepend=-1))
-    ids = [
-        part.ids(int(shards[start])).take(pa.array(rows[start:end]))
-        for start, end in itertools.pairwise([*starts, len(asked)])
-    ]
-    return with_payload(answers, pa.concat_arrays(ids) if ids else pa.array([], pa.large_string()))
-
-
-@dataclass(frozen=True)
-class Decided:
-    """Where a Gather's decisions lie, and the ids to show with them: what the shards of the next stage apply."""
-
-    decisions: str
-    answers: str
-    producers: int
-    answerers: int
-    shards: int
-
-
-def run_gather(step: Gather, exchange: Exchange) -> Decided | None:
-    """Decide, and look up the ids of the rows that stay. None where all rows do."""
-    decisions = step.decide(exchange)
-    if decisions is None:
-        return None
-    if decisions.partitions != len(exchange.shards):
-        raise ValueError(f"{type(step).__name__}.decide must return records routed by shard")
-    asked = exchange.run("ids-asked", [decisions], f"{__name__}:ask_ids", route="home")
-    answers = exchange.run("ids", [asked], f"{__name__}:answer_ids", route="shard")
-    return Decided(decisions.folder, answers.folder, decisions.producers, answers.producers, len(exchange.shards))
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What a Gather decided for one shard: rows to drop, and for each the ids and likeness to show in dropped/."""
-
-    rows: np.ndarray
-    kept_id: pa.Array
-    pair_id: pa.Array
-    similarity: np.ndarray
-
-
-def read_decisions(decided: Decided, number: int) -> Applied:
-    """The decisions for one shard, in the order of its rows."""
-    decisions, _ = Records(decided.decisions, decided.producers, decided.shards).partition(number)
-    answers, texts = Records(decided.answers, decided.answerers, decided.shards).partition(number)
-    assert texts is not None
-    ids = [texts.filter(pa.array(answers["role"] == role)) for role in (0, 1)]
-    rows = (decisions["key"] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return Applied(rows, ids[0], ids[1], decisions["similarity"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +38,8 @@ class Manifest:
     code: dict[str, str]
     description: str = ""
     annotated: bool = False
+    made_for: dict[str, str] = field(default_factory=dict)
+    """What the rows are for alone, as the steps that made them say (`Step.made_for`)."""
     format: int = FORMAT
     folder: str = ""
     """Where it was loaded from; not part of the file."""

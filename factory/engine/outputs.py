@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from factory.engine import files, shard
-from factory.engine.stage import DECIDED, Stage
+from factory.engine.receipt import StepCount
+from factory.engine.stage import DECIDED, FAILED, Stage
+from factory.engine.step import Failure
 
 SAMPLE = 100
 """dropped = "sample" keeps one row in so many whole."""
+FAILED_BYTES = 64 << 10
+HELD_FAILURES = 500
+HOPELESS = 100
+"""A step at which the first so many rows of a task all fail is broken: the task ends, the rows are not to blame."""
 
 
 def thin(batch: pa.RecordBatch, policy: str, schema: pa.Schema) -> pa.RecordBatch:
@@ -105,3 +112,76 @@ class Outputs:
 
     def abandon(self) -> None:
         self.current.abandon()
+
+
+class Losses:
+    """What a task drops and what fails in it: a row of dropped/ or of failed/ each."""
+
+    def __init__(self, stage: Stage, number: int) -> None:
+        self.policy = stage.dropped_policy
+        schema = shard.unpack_schema(stage.dropped)
+        self.dropped = Rows(stage.folder, stage.output("dropped", number), schema, shard.FAST)
+        self.failed = Rows(stage.folder, stage.output("failed", number), FAILED, shard.FAST)
+        self.failures: list[tuple[str, Failure]] = []
+
+    def drop(self, count: StepCount, batch: pa.RecordBatch, mask: np.ndarray, more: dict[str, pa.Array]) -> None:
+        """The rows of the mask go, with these further columns, among them `reason`."""
+        rows = int(mask.sum())
+        if not rows:
+            return
+        count.dropped += rows
+        count.reasons.update(shard.counts(more["reason"]))
+        out = batch.filter(pa.array(mask))
+        for name, column in {"step": pa.array([count.use] * rows, pa.string()), **more}.items():
+            out = shard.with_column(out, name, column)
+        self.dropped.write(thin(out, self.policy, self.dropped.schema))
+
+    def fail(
+        self, count: StepCount, batch: pa.RecordBatch, failed: list[tuple[int, str]], use: str | None = None
+    ) -> None:
+        """The rows of these numbers failed, each with its error."""
+        if not failed:
+            return
+        count.failed += len(failed)
+        if count.failed == count.rows_in and count.failed >= HOPELESS:
+            raise RuntimeError(hopeless(count, failed[-1][1]))
+        ids = batch.column("id").take(pa.array([row for row, _ in failed])).to_pylist()
+        texts: list[Any] = [b""] * len(failed)
+        for name in ("text", "html"):
+            if name in batch.schema.names:
+                texts = batch.column(name).take(pa.array([row for row, _ in failed])).to_pylist()
+                break
+        data = [t.encode() if isinstance(t, str) else t or b"" for t in texts]
+        for one, (_, why), content in zip(ids, failed, data, strict=True):
+            self.hold(use or count.use, Failure(str(one), why, "", content))
+
+    def hold(self, use: str, failure: Failure) -> None:
+        """Failures come one by one; they are written many at a time."""
+        self.failures.append((use, dataclasses.replace(failure, data=failure.data[:FAILED_BYTES])))
+        if len(self.failures) >= HELD_FAILURES:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = [
+            [f.id for _, f in self.failures],
+            [use for use, _ in self.failures],
+            [f.error for _, f in self.failures],
+            [f.place for _, f in self.failures],
+            [f.data for _, f in self.failures],
+        ]
+        arrays = [pa.array(c, FAILED.field(i).type) for i, c in enumerate(columns)]
+        self.failed.write(pa.RecordBatch.from_arrays(arrays, schema=FAILED))
+        self.failures = []
+
+    def close(self) -> dict[str, Any]:
+        """Commit both; what the receipt says of them."""
+        self._flush()
+        return {"dropped": self.dropped.close(), "failed": self.failed.close()}
+
+    def abandon(self) -> None:
+        self.dropped.abandon()
+        self.failed.abandon()
+
+
+def hopeless(count: StepCount, error: str) -> str:
+    return f"{count.use}: all of its first {count.failed} rows failed, the last with {error}"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from factory.engine import files, gather, manifest, shard
+from factory.engine import files, manifest, shard
+from factory.engine.decisions import Decided
 from factory.engine.errors import FactoryError, nearest
 from factory.engine.recipe import Recipe, StepEntry, describe, located
 from factory.engine.stage import DROPPED, Entry, Stage, annotation_fields, label
@@ -56,6 +57,7 @@ class Plan:
     stages: list[PlannedStage]
     dropped: pa.Schema
     dropped_policy: str
+    made_for: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -79,7 +81,7 @@ class Plan:
         """Of an exchange: so many that one fits in memory. It changes no result."""
         return min(4096, max(4, -(-self.input_bytes // PARTITION_BYTES)))
 
-    def stage(self, number: int, inputs: list[str], decided: gather.Decided | None, artifacts: dict[str, str]) -> Stage:
+    def stage(self, number: int, inputs: list[str], decided: Decided | None, artifacts: dict[str, str]) -> Stage:
         """The stage as its workers will read it."""
         planned = self.stages[number]
         folder = stage_folder(self.root, planned.key)
@@ -177,7 +179,26 @@ def make(recipe: Recipe, root: str, annotate: bool = False, dropped: str | None 
     dropped_schema = pa.schema([f for f in seen.values() if f.name not in {o.name for o in own}] + own)
     total = sum(split.bytes for split in splits)
     policy = dropped or recipe.dropped or ("full" if total < FULL_BELOW else "sample")
-    return Plan(recipe, root, annotate, splits, inputs, stages, dropped_schema, policy)
+    return Plan(recipe, root, annotate, splits, inputs, stages, dropped_schema, policy, _made_for(recipe, root))
+
+
+def _made_for(recipe: Recipe, root: str) -> dict[str, str]:
+    """What the rows are for, as the steps say and the datasets that are read. FactoryError where two disagree."""
+    found: dict[str, tuple[str, str]] = {}
+    for number, entry in enumerate(recipe.steps, 1):
+        step = f"step {number} ({entry.use})"
+        said = [(step, entry.step.made_for())]
+        if isinstance(entry.step, Source):
+            said += [(f"{step}: {name}", manifest.load(root, name).made_for) for name in entry.step.datasets()]
+        for who, made_for in said:
+            for what, mine in made_for.items():
+                other, theirs = found.setdefault(what, (who, mine))
+                if mine != theirs:
+                    raise FactoryError(
+                        f"{recipe.path}: {who}: its rows are for another {what} than those of {other}: "
+                        f"make them all with one"
+                    )
+    return {what: found[what][1] for what in sorted(found)}
 
 
 def _cut(recipe: Recipe, source: Source, context: Context, splits: list[Split], annotate: bool) -> list[PlannedStage]:
@@ -213,7 +234,8 @@ def _cut(recipe: Recipe, source: Source, context: Context, splits: list[Split], 
             held = step.resources
             stages[-1].entries.append((number, entry))
         before = schema
-        schema = step.schema(schema)
+        with located(where):
+            schema = step.schema(schema)
         if annotate:
             for column in annotation_fields(recipe_entry(recipe, number), step, before):
                 schema = schema.append(column)

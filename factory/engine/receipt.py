@@ -32,6 +32,7 @@ class StepCount:
     bytes_in: int = 0
     cpu_seconds: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
+    tally: Counter[str] = field(default_factory=Counter)
 
     def check(self) -> None:
         if self.rows_in + self.made != self.kept + self.dropped + self.failed + self.consumed:
@@ -62,6 +63,7 @@ SCHEMA = pa.schema(
                         ("bytes_in", pa.int64()),
                         ("cpu_seconds", pa.float64()),
                         ("reasons", pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.int64())]))),
+                        ("tally", pa.list_(pa.struct([("name", pa.string()), ("count", pa.int64())]))),
                     ]
                 )
             ),
@@ -87,7 +89,11 @@ def totals(steps: list[StepCount]) -> dict[str, int]:
 
 def steps_to_json(steps: list[StepCount]) -> list[dict[str, Any]]:
     return [
-        {**dataclasses.asdict(s), "reasons": [{"reason": k, "rows": v} for k, v in sorted(s.reasons.items())]}
+        {
+            **dataclasses.asdict(s),
+            "reasons": [{"reason": k, "rows": v} for k, v in sorted(s.reasons.items())],
+            "tally": [{"name": k, "count": v} for k, v in sorted(s.tally.items())],
+        }
         for s in steps
     ]
 

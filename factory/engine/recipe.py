@@ -91,8 +91,8 @@ def _library_version(name: str) -> str | None:
         return None
 
 
-def load(path: str, settings: Mapping[str, str] | None = None) -> Recipe:
-    """Read a recipe file. `settings` (from --set key=value) change its declared parameters."""
+def load(path: str, settings: Mapping[str, str] | None = None, name: str = "") -> Recipe:
+    """Read a recipe file. `settings` (from --set key=value) change its declared parameters, `name` its name."""
     file = Path(path)
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -103,6 +103,8 @@ def load(path: str, settings: Mapping[str, str] | None = None) -> Recipe:
         raise FactoryError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:
         raise FactoryError(f"{path}: cannot be read: {error.strerror}") from None
+    if name:
+        table["name"] = name
     return build(table, path, settings or {})
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.engine import files, gather, manifest, plan, receipt
+from factory.engine import files, gather, manifest, plan, receipt, shard
+from factory.engine.decisions import Decided, run_gather
 from factory.engine.errors import FactoryError
 from factory.engine.finish import finish, tidy
 from factory.engine.local import Events, Job, Local
@@ -122,7 +123,7 @@ class _Run:
 
     def all(self) -> Manifest:
         inputs: list[str] = []
-        decided: gather.Decided | None = None
+        decided: Decided | None = None
         artifacts: dict[str, str] = {}
         for entry in self.plan.recipe.steps:
             artifacts |= entry.step.folders()
@@ -148,7 +149,7 @@ class _Run:
                 exchange = gather.Exchange(
                     stage.folder, os.path.dirname(stage.emitted), inputs, stage.partitions, self._exchange, artifacts
                 )
-                decided = gather.run_gather(step, exchange)
+                decided = run_gather(step, exchange, shard.unpack_schema(stage.after))
                 self.exchanges += [{"number": emits[0], "name": name, **used} for name, used in exchange.used.items()]
         self._check_inputs()
         return finish(self.plan, self.done, self.receipts, self.exchanges, artifacts)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from factory.engine import files, gather, shard
-from factory.engine.gather import Decided
+from factory.engine.decisions import Decided
 from factory.engine.receipt import receipt_path
 from factory.engine.recipe import located, make_step
 from factory.engine.step import Context, Filter, Gather, Map, Memo, Regroup, Split, Step
@@ -131,7 +131,11 @@ def annotation(entry: Entry, what: str) -> str:
 def annotation_fields(entry: Entry, step: Step, schema: pa.Schema) -> list[pa.Field]:
     """The columns that a step adds in an annotated run. Their types are those of its measures of no rows."""
     if isinstance(step, Gather):
-        return [pa.field(annotation(entry, name), type_) for name, type_ in [("reason", pa.string()), *DECIDED]]
+        return (
+            []
+            if step.arranges
+            else [pa.field(annotation(entry, name), type_) for name, type_ in [("reason", pa.string()), *DECIDED]]
+        )
     if not isinstance(step, Filter | Map):
         return []
     batch = pa.RecordBatch.from_pylist([], schema=schema)
@@ -139,12 +143,19 @@ def annotation_fields(entry: Entry, step: Step, schema: pa.Schema) -> list[pa.Fi
     return [*fields, pa.field(annotation(entry, "reason"), pa.string())]
 
 
+def _gather(entry: Entry | None) -> Gather | None:
+    step = entry.build() if entry else None
+    assert step is None or isinstance(step, Gather)
+    return step
+
+
 class Opened:
-    """The steps of a stage, built and opened once a worker."""
+    """The steps of a stage, built and opened once a worker; of the Gather before it only what it decided is used."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.steps = [entry.build() for entry in stage.entries]
+        self.applied = _gather(stage.applied)
         self.emits = stage.emits.build() if stage.emits else None
         for entry, step in zip([*stage.entries, *([stage.emits] if stage.emits else [])], self.all(), strict=True):
             with located(f"step {entry.number} ({entry.use})"):

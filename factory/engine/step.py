@@ -96,6 +96,17 @@ class Seam:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What a Regroup saw and its rows do not tell (prompts without a pair, votes), counted by name.
+
+    The engine sums the counts of a step over its shards: they stand in the receipts and the manifest, and
+    `factory show` prints them beneath the step. They are no rows: the law of the receipts knows nothing of them.
+    """
+
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Mapped:
     """A Map's result where it drops or fails rows: `batch` has a row for each row that came in.
 
@@ -160,6 +171,11 @@ class Step:
     def datasets(self) -> tuple[str, ...]:
         """Datasets (`name@version`) that it reads: their manifest keys are part of the identity."""
         return ()
+
+    def made_for(self) -> dict[str, str]:
+        """What the rows that it makes are for alone, a hash of each: `tokenizer` and `template` (the chat template) of
+        the model that said them. It stands in the manifest, and is no part of the identity."""
+        return {}
 
     def measures(self, batch: pa.RecordBatch, memo: Memo) -> dict[str, pa.Array]:
         """The numbers by which a Map or a Filter decides, of the batch as it comes in, a column each: written by
@@ -233,7 +249,7 @@ class Regroup(Step):
         """The part of the work that is done row by row, as a Map does it."""
         return batch
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure | Tally]:
         """`batches` are all of a shard's prepared rows, in order. Rows made carry the ids of those consumed."""
         raise NotImplementedError
 
@@ -242,7 +258,10 @@ class Regroup(Step):
 class Gather(Step):
     """Looks across shards: per shard, emit keyed records; per partition, decide; per shard, apply."""
 
-    reason: ClassVar[str] = ""
+    reasons: ClassVar[tuple[str, ...]] = ()
+    """Why it drops rows."""
+    arranges: ClassVar[bool] = False
+    """It drops nothing and gives every row a new place."""
 
     def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, np.ndarray]:
         """What the shard contributes, for the rows where `memo.alive` is true only, in order.
@@ -256,7 +275,12 @@ class Gather(Step):
     def decide(self, exchange: Exchange) -> Records | None:
         """Runs in the driver and chains exchanges; returns the rows to drop, or None to keep all.
 
-        The records have the fields `key` (the doc that goes), `kept` (the doc that stays for it), `pair` (the doc
-        whose likeness tied it) and `similarity` (float32); dropped/ shows them as kept_id, pair_id, similarity.
+        The records, routed by shard, have the fields `key` (the doc that goes), `kept` (the doc that stays for it),
+        `pair` (the doc whose likeness tied it) and `similarity` (float32); dropped/ shows them as kept_id, pair_id,
+        similarity. Where a row goes for no other's sake, `kept` and `pair` are the row itself, and all three are null.
+        A field `reason` (uint8) is an index into `reasons`; without it every row goes for the first.
+
+        A Gather that arranges returns, also routed by shard, the fields `key` (a new place: shard << 32 | row, in as
+        many shards as there are) and `kept` (the doc that comes there), one of each row; None leaves all where it is.
         """
         raise NotImplementedError

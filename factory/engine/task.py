@@ -11,19 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factory.engine import files, gather, shard
+from factory.engine import decisions, files, gather, shard
 from factory.engine.errors import FactoryError
 from factory.engine.guard import Guard, Suspicion
-from factory.engine.outputs import Outputs, Rows, thin
+from factory.engine.outputs import HOPELESS, Losses, Outputs, hopeless
 from factory.engine.receipt import Meter, StepCount, receipt_path, steps_to_json, totals
-from factory.engine.stage import FAILED, Entry, Opened, annotation, has_rows, is_done
-from factory.engine.step import Failure, Filter, Gather, Map, Mapped, Memo, Regroup, Seam, Source, Step
+from factory.engine.stage import Entry, Opened, annotation, has_rows, is_done
+from factory.engine.step import Failure, Filter, Gather, Map, Mapped, Memo, Regroup, Seam, Source, Step, Tally
 
 BATCH_BYTES = 16 << 20
-FAILED_BYTES = 64 << 10
-HELD_FAILURES = 500
-HOPELESS = 100
-"""A step at which the first so many rows of a task all fail is broken: the task ends, the rows are not to blame."""
 
 Read = Callable[[int, int, int], None]
 """Called with rows and bytes read, and rows made by a Regroup, since the last call."""
@@ -39,9 +35,7 @@ class StageTask:
         self.bytes_in = 0
         self.seam: Seam | None = None
         self.batch_number = 0
-        self.dropped: Rows | None = None
-        self.failed: Rows | None = None
-        self.failures: list[tuple[str, Failure]] = []
+        self.losses = Losses(opened.stage, number)
         self.emissions: list[dict[str, np.ndarray]] = []
         self.emit_failed = False
         self.emit_seconds = 0.0
@@ -62,35 +56,29 @@ class StageTask:
                 return
         self._forget()
         meter = Meter()
-        schema = shard.unpack_schema(stage.dropped)
-        self.dropped = Rows(stage.folder, stage.output("dropped", self.number), schema, shard.FAST)
-        self.failed = Rows(stage.folder, stage.output("failed", self.number), FAILED, shard.FAST)
         writers = Outputs(stage, self.number)
         try:
             for batch, memo in self._pipeline():
                 self._write(writers, batch, memo)
             outputs = writers.close()
-            self._flush_failures()
-            extra = [rows.close() for rows in (self.dropped, self.failed)]
+            lost = self.losses.close()
         finally:
-            for rows in (writers, self.dropped, self.failed):
-                rows.abandon()
+            writers.abandon()
+            self.losses.abandon()
         if stage.emits:
             gather.write_emitted(stage.emitted, self.number, self._emitted(), stage.partitions)
-        source = stage.splits[self.number] if stage.splits else None
         receipt = {
             "stage": stage.key,
             "stage_number": stage.number,
             "shard": self.number,
-            "input": f"{source.path}:{source.start}-{source.end}" if source else stage.inputs[self.number],
+            "input": self._input(),
             **totals(self.counts),
             "bytes_in": self.bytes_in,
             "bytes_out": sum(o["bytes"] for o in outputs),
             **meter.read(),
             "steps": steps_to_json(self.counts),
             "outputs": outputs,
-            "dropped": extra[0],
-            "failed": extra[1],
+            **lost,
             "emit": {"number": stage.emits.number, "cpu_seconds": self.emit_seconds} if stage.emits else None,
             "dropped_policy": stage.dropped_policy,
             "seam": [self.seam.first, self.seam.last] if self.seam else None,
@@ -98,6 +86,20 @@ class StageTask:
             "emit_failed": stage.gather if self.emit_failed else None,
         }
         files.write_json(receipt_path(stage.folder, self.number), receipt, first_wins=True)
+
+    def _input(self) -> str:
+        """What the task reads, as its receipt tells it."""
+        if self.stage.splits:
+            source = self.stage.splits[self.number]
+            return f"{source.path}:{source.start}-{source.end}"
+        if self._arranged():
+            return f"rows of {len(self.stage.inputs)} shards"
+        return self.stage.inputs[self.number]
+
+    def _arranged(self) -> bool:
+        """Whether the Gather before this stage gave its rows new places."""
+        step = self.opened.applied
+        return self.stage.decided is not None and step is not None and step.arranges
 
     def _forget(self) -> None:
         """What an earlier run of this task left: its receipt, and the marks of what it contributed to any Gather."""
@@ -142,7 +144,7 @@ class StageTask:
             elif isinstance(item, Failure):
                 count.rows_in += 1
                 count.failed += 1
-                self._hold_failure(count.use, item)
+                self.losses.hold(count.use, item)
             else:
                 for batch in self._pieces(shard.rebatch(iter([shard.conform(item, schema)]), BATCH_BYTES)):
                     size = int(shard.row_bytes(batch).sum())
@@ -159,11 +161,17 @@ class StageTask:
 
     def _read_shard(self, count: StepCount) -> Iterator[tuple[pa.RecordBatch, Memo]]:
         stage = self.stage
+        schema = shard.unpack_schema(stage.before)
         applied = None
-        if stage.decided:
-            applied = gather.read_decisions(stage.decided, self.number)
+        if self._arranged():
+            assert stage.decided is not None
+            batches = decisions.read_arranged(stage.decided, self.number, schema, BATCH_BYTES)
+        else:
+            batches = shard.read_batches(stage.inputs[self.number], schema)
+            if stage.decided and self.opened.applied:
+                applied = decisions.read_decisions(stage.decided, self.number, self.opened.applied)
         row = 0
-        for batch in self._pieces(shard.read_batches(stage.inputs[self.number], shard.unpack_schema(stage.before))):
+        for batch in self._pieces(batches):
             begun = time.process_time()
             size = int(shard.row_bytes(batch).sum())
             memo = Memo(batch.num_rows)
@@ -190,7 +198,7 @@ class StageTask:
             yield from (batch.slice(at, size) for at in range(0, batch.num_rows, size))
 
     def _apply(
-        self, batch: pa.RecordBatch, memo: Memo, applied: gather.Applied, row: int, count: StepCount
+        self, batch: pa.RecordBatch, memo: Memo, applied: decisions.Applied, row: int, count: StepCount
     ) -> pa.RecordBatch:
         """Drop the rows that the Gather before this stage decided on."""
         assert self.stage.applied is not None
@@ -199,12 +207,7 @@ class StageTask:
         mask = np.zeros(batch.num_rows, np.bool_)
         mask[where] = True
         order = pa.array(mine[np.argsort(where, kind="stable")])
-        more: dict[str, pa.Array] = {
-            "reason": pa.array([self.stage.applied.build().reason] * len(mine), pa.string()),  # type: ignore[attr-defined]
-            "kept_id": applied.kept_id.take(order),
-            "pair_id": applied.pair_id.take(order),
-            "similarity": pa.array(applied.similarity).take(order),
-        }
+        more = {name: column.take(order) for name, column in applied.columns.items()}
         if self.stage.annotate:
             at = np.full(batch.num_rows, -1)
             at[np.flatnonzero(mask)] = np.arange(len(mine))
@@ -212,7 +215,7 @@ class StageTask:
             for name, column in more.items():
                 batch = shard.with_column(batch, annotation(self.stage.applied, name), column.take(take))
             return batch
-        self._write_dropped(count, batch, mask, more)
+        self.losses.drop(count, batch, mask, more)
         memo.alive &= ~mask
         return batch
 
@@ -230,11 +233,11 @@ class StageTask:
             outcome = self.guard(call, batch, memo, count.number, self.batch_number, step.rows_a_call)
             memo, result = outcome.memo, outcome.batch
             failed = [(row, why) for row, why in outcome.failed if alive[row]]
-            self._fail(count, batch, failed)
+            self.losses.fail(count, batch, failed)
             if outcome.errors is not None:
                 bad = np.flatnonzero(outcome.errors.is_valid().to_numpy(zero_copy_only=False) & memo.alive)
                 why = outcome.errors.take(pa.array(bad)).to_pylist()
-                self._fail(count, outcome.given, list(zip(bad.tolist(), why, strict=True)))
+                self.losses.fail(count, outcome.given, list(zip(bad.tolist(), why, strict=True)))
                 memo.alive[bad] = False
             if self.stage.annotate:
                 said = pa.nulls(result.num_rows, pa.string()) if outcome.reasons is None else outcome.reasons
@@ -246,7 +249,7 @@ class StageTask:
                     if name not in shown.schema.names:
                         shown = shown.append_column(name, result.column(name))
                 said = outcome.reasons.filter(pa.array(mask)).cast(pa.string())
-                self._write_dropped(count, shown, mask, {"reason": said})
+                self.losses.drop(count, shown, mask, {"reason": said})
                 memo.alive &= ~mask
             count.kept += int(memo.alive.sum())
             count.cpu_seconds += time.process_time() - begun
@@ -264,20 +267,23 @@ class StageTask:
                 outcome = self.guard(step.prepare, batch, memo, count.number, self.batch_number, step.rows_a_call)
                 if outcome.reasons is not None or outcome.errors is not None:
                     raise TypeError(f"{count.use}.prepare gave reasons or errors: a Regroup cannot drop rows")
-                self._fail(count, batch, [(row, why) for row, why in outcome.failed if alive[row]])
+                self.losses.fail(count, batch, [(row, why) for row, why in outcome.failed if alive[row]])
                 count.consumed += int(outcome.memo.alive.sum())
                 count.cpu_seconds += time.process_time() - begun
                 yield _living(outcome.batch, outcome.memo)
 
         for made in step(prepared()):
+            if isinstance(made, Tally):
+                count.tally.update({name: int(seen) for name, seen in made.counts.items()})
+                continue
             rows = 1 if isinstance(made, Failure) else made.num_rows
             count.made += rows
             self.progress(0, 0, rows)
             if isinstance(made, Failure):
                 count.failed += 1
-                self._hold_failure(count.use, made)
+                self.losses.hold(count.use, made)
                 if not count.kept and count.failed >= HOPELESS:
-                    raise RuntimeError(_hopeless(count, made.error))
+                    raise RuntimeError(hopeless(count, made.error))
                 continue
             count.kept += rows
             self.batch_number += 1  # what comes after it are other calls than those on what went in
@@ -307,7 +313,7 @@ class StageTask:
             failed = [(bad, why) for bad, why in outcome.failed if memo.alive[bad]]
             count = self.counts[-1]
             count.kept -= len(failed)
-            self._fail(count, batch, failed, entry.use)
+            self.losses.fail(count, batch, failed, entry.use)
             batch, memo = outcome.given, outcome.memo
             found = [step.emit(batch, memo, _documents(self.number, row, memo))]
         self.emissions += found
@@ -335,61 +341,6 @@ class StageTask:
             self.emissions.append(step.emit(batch, memo, _documents(self.number, row, memo)))
             row += batch.num_rows
         gather.write_emitted(self.stage.emitted, self.number, self._emitted(), self.stage.partitions)
-
-    def _write_dropped(
-        self, count: StepCount, batch: pa.RecordBatch, mask: np.ndarray, more: dict[str, pa.Array]
-    ) -> None:
-        assert self.dropped is not None
-        rows = int(mask.sum())
-        if not rows:
-            return
-        count.dropped += rows
-        count.reasons.update(shard.counts(more["reason"]))
-        out = batch.filter(pa.array(mask))
-        for name, column in {"step": pa.array([count.use] * rows, pa.string()), **more}.items():
-            out = shard.with_column(out, name, column)
-        self.dropped.write(thin(out, self.stage.dropped_policy, self.dropped.schema))
-
-    def _fail(
-        self, count: StepCount, batch: pa.RecordBatch, failed: list[tuple[int, str]], use: str | None = None
-    ) -> None:
-        if not failed:
-            return
-        count.failed += len(failed)
-        if count.failed == count.rows_in and count.failed >= HOPELESS:
-            raise RuntimeError(_hopeless(count, failed[-1][1]))
-        ids = batch.column("id").take(pa.array([row for row, _ in failed])).to_pylist()
-        texts: list[Any] = [b""] * len(failed)
-        for name in ("text", "html"):
-            if name in batch.schema.names:
-                texts = batch.column(name).take(pa.array([row for row, _ in failed])).to_pylist()
-                break
-        data = [t.encode() if isinstance(t, str) else t or b"" for t in texts]
-        for one, (_, why), content in zip(ids, failed, data, strict=True):
-            self._hold_failure(use or count.use, Failure(str(one), why, "", content))
-
-    def _hold_failure(self, use: str, failure: Failure) -> None:
-        """Failures come one by one; they are written many at a time."""
-        self.failures.append((use, dataclasses.replace(failure, data=failure.data[:FAILED_BYTES])))
-        if len(self.failures) >= HELD_FAILURES:
-            self._flush_failures()
-
-    def _flush_failures(self) -> None:
-        assert self.failed is not None
-        columns = [
-            [f.id for _, f in self.failures],
-            [use for use, _ in self.failures],
-            [f.error for _, f in self.failures],
-            [f.place for _, f in self.failures],
-            [f.data for _, f in self.failures],
-        ]
-        arrays = [pa.array(c, FAILED.field(i).type) for i, c in enumerate(columns)]
-        self.failed.write(pa.RecordBatch.from_arrays(arrays, schema=FAILED))
-        self.failures = []
-
-
-def _hopeless(count: StepCount, error: str) -> str:
-    return f"{count.use}: all of its first {count.failed} rows failed, the last with {error}"
 
 
 def _measured(step: Map | Filter, entry: Entry) -> Callable[[pa.RecordBatch, Memo], Mapped]:

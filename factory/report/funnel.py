@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from factory.engine import manifest
 from factory.engine.manifest import Manifest
+from factory.report import agreement
 
 BAR = 24
 
 
 def text(dataset: Manifest) -> str:
-    """The funnel as a table, one line a step and one a reason."""
+    """The funnel as a table, one line a step, one a reason, one a count of what a step tallied."""
     counts = dataset.counts
     lines = [
         f"{dataset.dataset}    {dataset.folder}",
@@ -25,6 +26,12 @@ def text(dataset: Manifest) -> str:
         )
         for reason, rows in sorted(step["reasons"].items(), key=lambda item: (-item[1], item[0])):
             lines.append(f"   {'':31} {'':12} {'':10} {'':12} {rows:10,} {reason}")
+        # A manifest may be older than tallies.
+        tally = step.get("tally", {})
+        for name, seen in sorted(tally.items(), key=lambda item: (-item[1], item[0])):
+            if not name.startswith(agreement.PREFIX):
+                lines.append(f"   {'':31} {seen:12,} {name}")
+        lines += [f"   {line}" for line in agreement.lines(tally)]
     sums = "  ".join(f"{name.removeprefix('rows_')} {counts[name]:,}" for name in counts if name.startswith("rows_"))
     lines.append(f"rows: {sums}")
     if dataset.exchanges:

@@ -30,7 +30,7 @@ from factory.engine.step import Context, Source, Split
 LARGEST = 99
 HELD_OUT = {"test": range(0, 5), "validation": range(5, 10)}
 """Of 100 parts by the hash of a problem's numbers and operations; the others are the split `train`."""
-PART = 1000
+PART = 250
 """Problems in a task at least."""
 PARTS = 16
 """Tasks at most."""

@@ -14,6 +14,9 @@ from factory.engine.errors import FactoryError
 from factory.engine.recipe import parse_as
 from factory.engine.shard import with_column
 from factory.engine.step import Context, Map, Mapped, Memo, reasons
+from factory.teacher.database import folder_of
+from factory.verify.check import columns
+from factory.verify.kept import Verdicts
 from factory.verify.verifier import Verifier
 
 
@@ -36,12 +39,17 @@ class Verify(Map):
     keep: Literal["passed", "all"] = "passed"
     """`all` drops nothing: wrong responses stay, with their verdicts."""
     name: str = "verdict"
-    """Begins the names of the columns added: `verdict` (it passed), `verdict_score`, `verdict_reason`."""
+    """Begins the names of the columns added: `verdict` (it passed), `verdict_score`, `verdict_reason`, and
+    `verdict_confidence`, which is 1."""
+    cache: str = ""
+    """A local folder for verdicts that may differ from run to run (of programs): by default FACTORY_CACHE, else
+    `.answers` in the folder of the runs. None of these is judged twice."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Of the verdicts of `factory.verify` too: tests/verify/test_versions.py asks for another where one changes."""
 
     rows_a_call = 64
+    located: ClassVar[tuple[str, ...]] = ("cache",)
 
     def __post_init__(self) -> None:
         self._verifier.needs  # noqa: B018 - a mistake shows before any work
@@ -63,7 +71,7 @@ class Verify(Map):
         return (self.response, *self._verifier.needs.values())
 
     def adds(self) -> dict[str, pa.DataType]:
-        return {self.name: pa.bool_(), f"{self.name}_score": pa.float32(), f"{self.name}_reason": pa.large_string()}
+        return columns(self.name)
 
     def libraries(self) -> tuple[str, ...]:
         return self._verifier.libraries
@@ -73,6 +81,16 @@ class Verify(Map):
 
     def open(self, context: Context) -> None:
         self._verifier.open()
+        if self._verifier.kept:
+            self.__dict__["_verdicts"] = Verdicts(folder_of(self.cache, context))
+
+    def close(self) -> None:
+        if (verdicts := self.__dict__.pop("_verdicts", None)) is not None:
+            verdicts.close()
+
+    @cached_property
+    def _verdicts(self) -> Verdicts | None:
+        return None
 
     def __call__(self, batch: pa.RecordBatch, memo: Memo) -> Mapped:
         alive = np.flatnonzero(memo.alive)
@@ -83,12 +101,14 @@ class Verify(Map):
         scores: list[float | None] = [None] * batch.num_rows
         why: list[str | None] = [None] * batch.num_rows
         errors: list[str | None] = [None] * batch.num_rows
-        for row, check in zip(alive.tolist(), self._verifier(responses, given), strict=True):
+        checks = self._verifier(responses, given, self._verdicts, self.version)
+        for row, check in zip(alive.tolist(), checks, strict=True):
             if isinstance(check, FactoryError):
                 errors[row] = str(check)
             else:
                 passed[row], scores[row], why[row] = check.passed, check.score, check.reason
-        for (name, type_), column in zip(self.adds().items(), (passed, scores, why), strict=True):
+        sure = [None if one is None else 1.0 for one in passed]
+        for (name, type_), column in zip(self.adds().items(), (passed, scores, why, sure), strict=True):
             batch = with_column(batch, name, pa.array(column, type_))
         wrong = np.array([self.keep == "passed" and one is False for one in passed], np.bool_)
         said = reasons(np.where(wrong, 0, -1), [f"not_{self.check.rpartition(':')[2]}"])

@@ -1,30 +1,18 @@
-"""Every sample that a model gave, on disk, by the identity of what was asked: what was answered is never asked again.
-
-One SQLite database in a folder, in WAL mode: several processes of one machine read and write it at once, a kill at any
-moment loses no committed answer and tears none, and memory stays bounded whatever it holds. The folder must lie on a
-disk of the machine (WAL needs shared memory, which network file systems lack).
-"""
+"""Every sample that a model gave, on disk, by the identity of what was asked: nothing is asked twice."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sqlite3
-import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from factory.engine import files
-from factory.engine.errors import FactoryError
+from factory.teacher.database import Database
 from factory.teacher.request import Choice, Logprob, Request
 
-FORMAT = 1
-WAIT = 120.0
-"""Seconds to wait for another process's write, which takes milliseconds."""
 TABLES = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB NOT NULL, sample INTEGER NOT NULL, value BLOB NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS answers_by_key ON answers (key, sample);
@@ -83,67 +71,19 @@ def unpack(value: bytes) -> Sample:
     return Sample(Choice(**found), *rest)
 
 
-class Cache:
+class Cache(Database):
     """The answers in a folder. With None nothing is kept. Safe in threads and in processes."""
 
-    def __init__(self, folder: str | None) -> None:
-        self.folder = folder
-        # A long look-up holds up no writer, in this process or another.
-        self._writing, self._reading = threading.Lock(), threading.Lock()
-        if folder is None:
-            self.path = ":memory:"
-            self._db = self._reader = self._open()
-            return
-        if not files.is_local(folder):
-            raise FactoryError(f"{folder}: a cache of answers lies in a folder of this machine, not at a URL")
-        files.make_folder(folder)
-        self.path = os.path.join(files.locate(folder)[1], "answers.sqlite")
-        # Two that create it at the same moment would see each other's half-made tables.
-        with self.told(), files.locked(self.path + ".lock"):
-            self._db, self._reader = self._open(), self._open()
-
-    def _open(self) -> sqlite3.Connection:
-        with self.told():
-            db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, FORMAT):
-                raise FactoryError(f"{self.path}: written by another version of factory: name another folder")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, a kill loses none
-            db.execute("PRAGMA cache_size = -32768")  # KiB
-            db.executescript(TABLES)
-            db.execute(f"PRAGMA user_version = {FORMAT}")
-            return db
-
-    @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """What is wrong with the files is an error for the user."""
-        try:
-            yield
-        except (sqlite3.Error, zlib.error, OSError) as error:
-            full = any(words in str(error) for words in ("is full", "No space", "quota"))
-            cure = "free some space" if full else "move it away, or name another folder"
-            raise FactoryError(f"{self.path}: the cache of answers cannot be used: {error}: {cure}") from error
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it or nothing."""
-        with self._writing, self.told():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+    file = "answers.sqlite"
+    tables = TABLES
+    holds = "answers"
 
     def get(self, wanted: Sequence[tuple[bytes, int]]) -> list[list[Sample]]:
         """Of each (key, n) the samples 0, 1, … below n that are known, up to the first that is not."""
         if self.folder is None:
             return [[] for _ in wanted]
-        with self._reading, self.told():
-            return [_known(self._reader, key, n) for key, n in wanted]
+        with self.reading() as db:
+            return [_known(db, key, n) for key, n in wanted]
 
     def put(
         self, found: Sequence[tuple[bytes, int, list[Sample]]], also: Callable[[sqlite3.Connection], None]
@@ -163,11 +103,6 @@ class Cache:
             if kept == len(rows):
                 return [samples for _, _, samples in found]
             return [_known(db, key, first + len(samples))[first:] for key, first, samples in found]
-
-    def close(self) -> None:
-        with self._writing, self._reading:
-            self._reader.close()
-            self._db.close()
 
 
 def _known(db: sqlite3.Connection, key: bytes, n: int) -> list[Sample]:

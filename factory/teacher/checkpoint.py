@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,40 @@ def content(model: str) -> tuple[str, ...]:
         raise FactoryError(f"{folder}: no config.json: give a checkpoint folder in Hugging Face's form")
     inside = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
     return tuple(str(path) for path in inside if path.suffix in OF_A_MODEL)
+
+
+def made_for(model: str) -> dict[str, str]:
+    """What the answers of a checkpoint folder are for alone: hashes of its tokenizer and of its chat template.
+
+    `tokenizer` is XXH3 (128 bits) of what tokenizer.json does to a text and of its ids, the same that model.data has;
+    it is absent where there is no tokenizer.json. `template` is that of the template's text, which may be empty.
+    Nothing is said of a model at a hub.
+    """
+    import xxhash
+
+    folder = Path(model)
+    if not folder.is_dir():
+        return {}
+    found = {"template": xxhash.xxh3_128_hexdigest(_template(folder))}
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            parts = json.loads(path.read_bytes())
+            ids = parts["model"]["vocab"] | {token["content"]: token["id"] for token in parts["added_tokens"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise FactoryError(f"{path}: not a tokenizer that can be read: {_line(error)}") from error
+        kept = [parts.get(key) for key in ("normalizer", "pre_tokenizer", "model")]
+        text = json.dumps([kept, sorted(ids.items())], sort_keys=True)
+        found["tokenizer"] = xxhash.xxh3_128_hexdigest(text)
+    return found
+
+
+def _template(folder: Path) -> str:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    path = folder / "tokenizer_config.json"
+    return str(json.loads(path.read_text("utf-8")).get("chat_template") or "") if path.is_file() else ""
 
 
 def tokenizer_of(model: str, revision: str) -> PreTrainedTokenizerBase:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 
 @dataclass(frozen=True)
 class Check:
@@ -17,3 +19,14 @@ class Check:
     def __post_init__(self) -> None:
         if self.score < 0:
             object.__setattr__(self, "score", float(self.passed))
+
+
+def columns(name: str) -> dict[str, pa.DataType]:
+    """The four columns of a critic: whether a row passes (null: it has no opinion), how much from 0 to 1, why, and how
+    sure it is, from 0 to 1."""
+    return {
+        name: pa.bool_(),
+        f"{name}_score": pa.float32(),
+        f"{name}_reason": pa.large_string(),
+        f"{name}_confidence": pa.float32(),
+    }

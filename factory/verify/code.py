@@ -16,6 +16,9 @@ from factory.sandbox.verdict import Call, Case, Task
 from factory.verify.check import Check
 from factory.verify.fences import fences
 
+KEPT = ("passes",)
+"""Verifiers whose verdicts may differ from run to run, by a limit of time: verify.Verify keeps them on disk."""
+
 _MARK = re.compile(r"[^\s{]*")
 """The language in an info string, before attributes."""
 _THOUGHT = "</think>"

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from factory.engine import files
 from factory.engine.errors import FactoryError, nearest
 from factory.verify.check import Check
+from factory.verify.kept import Verdicts, key_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Verifier:
         source = inspect.getsourcefile(self.function)
         return (source,) if source and not self.module.startswith("factory.") else ()
 
+    @property
+    def kept(self) -> bool:
+        """Whether its module names it in `KEPT`, because its verdicts may differ from run to run."""
+        return self.name.partition(":")[2] in getattr(importlib.import_module(self.module), "KEPT", ())
+
     def open(self) -> None:
         """Does what its module's `ready` does: raises `FactoryError` where nothing could be verified at all."""
         ready = getattr(importlib.import_module(self.module), "ready", None)
@@ -103,26 +110,47 @@ class Verifier:
             if name not in self.values and (default is inspect.Parameter.empty or name in self.columns)
         }
 
-    def __call__(self, responses: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Check | FactoryError]:
+    def __call__(
+        self,
+        responses: Sequence[str],
+        columns: Mapping[str, Sequence[Any]],
+        verdicts: Verdicts | None = None,
+        version: int = 0,
+    ) -> list[Check | FactoryError]:
         """A check a response; the error where what it should be checked against makes no sense.
 
         `columns` has a value a response for each column in `needs`. A null is an error, or the parameter's default.
+        With `verdicts`, what is known there of this `version` is not judged again, and what is judged is kept there.
         """
-        checks: list[Check | FactoryError] = []
-        for row, response in enumerate(responses):
-            given = {name: columns[column][row] for name, column in self.needs.items()}
-            arguments = {name: value for name, value in given.items() if value is not None}
-            nulls = [column for name, column in self.needs.items() if name not in arguments and self.required(name)]
-            try:
-                if response is None or nulls:
-                    raise FactoryError(f"{self.name}: {'the response' if response is None else nulls[0]} is null")
-                check = self.function(response, **arguments, **self.values)
-                if not isinstance(check, Check):
-                    raise FactoryError(f"{self.name}: gives a {type(check).__name__}; return a Check")
-                checks.append(check)
-            except FactoryError as error:
-                checks.append(error)
-        return checks
+        given = [{name: columns[column][row] for name, column in self.needs.items()} for row in range(len(responses))]
+        rows = [self._arguments(one) for one in given]
+        if verdicts is None:
+            return [self._check(response, arguments) for response, arguments in zip(responses, rows, strict=True)]
+        identity = [self.name, version, dict(self.values), [files.file_identity(path, "") for path in self.files]]
+        keys = [key_of(identity, response, arguments) for response, arguments in zip(responses, rows, strict=True)]
+        known: dict[bytes, Check | FactoryError] = {**verdicts.get(keys)}
+        judged = {}
+        for key, response, arguments in zip(keys, responses, rows, strict=True):
+            if key not in known:
+                known[key] = judged[key] = self._check(response, arguments)
+        known |= verdicts.put({key: check for key, check in judged.items() if isinstance(check, Check)})
+        return [known[key] for key in keys]
+
+    def _arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the function is called with: a null is left to the parameter's default."""
+        return {name: value for name, value in given.items() if value is not None or self.required(name)}
+
+    def _check(self, response: str, given: Mapping[str, Any]) -> Check | FactoryError:
+        try:
+            nulls = [self.needs[name] for name, value in given.items() if value is None]
+            if response is None or nulls:
+                raise FactoryError(f"{self.name}: {'the response' if response is None else nulls[0]} is null")
+            check = self.function(response, **given, **self.values)
+            if not isinstance(check, Check):
+                raise FactoryError(f"{self.name}: gives a {type(check).__name__}; return a Check")
+            return check
+        except FactoryError as error:
+            return error
 
 
 def reward(

@@ -23,7 +23,8 @@ from factory.engine.errors import FactoryError, nearest
 from model.options import section, typed
 from model.recipe import override, read_table
 
-Stage = Literal["sft", "reward", "dpo", "grpo"]
+Stage = Literal["sft", "reward", "dpo", "grpo", "online_dpo"]
+SAMPLING: tuple[Stage, ...] = ("grpo", "online_dpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +45,17 @@ class DataConfig:
 
     path: str = ""
     """Its folder; on the command line `data=FOLDER`. sft: messages, or prompt and response; reward, dpo: prompt,
-    chosen, rejected; grpo: prompt, and the columns that the rewards need."""
+    chosen, rejected; grpo, online_dpo: prompt, and the columns that the rewards need."""
     evaluation_share: float = 0.05
     """The share of prompts held out, chosen by a hash of the prompt: all rows of one prompt go together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, or with `merge` the Online Merging Optimizer over it (model/merging.py)."""
+    """AdamW, or with `merge` the Online Merging Optimizer over it (model/merging.py); or Muon."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon on the matrices of the layers, AdamW on the rest, at one learning rate (model/muon.py)."""
     learning_rate: float = 7e-6
     """The highest, after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -81,7 +84,7 @@ class TrainConfig:
     steps: int = 0
     """Steps in all; 0 for as many as `epochs` has."""
     batch_size: int = 32
-    """Rows in a step over all processes: conversations, pairs, or in grpo completions."""
+    """Rows in a step over all processes: conversations, pairs (in online_dpo one a prompt), or in grpo completions."""
     micro_batch_size: int = 0
     """At most so many of them are in a process's memory at once; 0 for all of its part."""
     max_length: int = 2048
@@ -102,12 +105,12 @@ class SftConfig:
     """Supervised fine-tuning: the loss is on the assistant's tokens alone."""
 
     packing: bool = True
-    """Several conversations in a row; none sees another."""
+    """The conversations of a step stand in one row, without padding; none sees another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DpoConfig:
-    """Direct preference optimisation (arXiv 2305.18290)."""
+    """dpo, online_dpo: direct preference optimisation (arXiv 2305.18290)."""
 
     beta: float = 0.1
     sft_weight: float = 0.0
@@ -124,7 +127,7 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """grpo: how answers are sampled, and what they are rewarded for."""
+    """grpo, online_dpo: how answers are sampled, and what they are rewarded for."""
 
     rewards: tuple[str, ...] = ()
     """Functions such as `factory.verify.mathematics:correct`, or folders of reward models; their sum is the reward."""
@@ -138,9 +141,9 @@ class SampleConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     beta: float = 0.0
-    """The weight of the Kullback-Leibler divergence from the starting model."""
+    """grpo: the weight of the Kullback-Leibler divergence from the starting model."""
     clip: float = 0.2
-    """The ratio of new to old probability is clipped to 1 - clip .. 1 + clip."""
+    """grpo: the ratio of new to old probability is clipped to 1 - clip .. 1 + clip."""
     vllm: str = ""
     """URL of a `trl vllm-serve` server that samples; empty: the model in training samples itself."""
 
@@ -176,14 +179,16 @@ class PostRecipe:
         for name, key in (("data", "evaluation_share"), ("optimizer", "final_share"), ("optimizer", "warmup_share")):
             if not 0 <= getattr(getattr(self, name), key) < 1:
                 raise FactoryError(f"{name}.{key} = {getattr(getattr(self, name), key)}: must be from 0 to below 1")
+        if self.optimizer.merge and self.optimizer.name != "adamw":
+            raise FactoryError("optimizer.merge: it merges AdamW's steps: leave optimizer.name out")
         if self.optimizer.merge and not self.model.base:
             raise FactoryError("optimizer.merge: say model.base, the checkpoint that the SFT began with")
-        if self.stage == "grpo":
+        if self.stage in SAMPLING:
             if not self.sample.rewards:
                 raise FactoryError(f"stage {self.stage}: sample.rewards is empty: name at least one")
             if self.sample.weights and len(self.sample.weights) != len(self.sample.rewards):
                 raise FactoryError("sample.weights: give one for each of sample.rewards")
-            if self.train.batch_size % self.sample.samples:
+            if self.stage == "grpo" and self.train.batch_size % self.sample.samples:
                 raise FactoryError(
                     f"train.batch_size = {self.train.batch_size} completions are not whole groups of "
                     f"sample.samples = {self.sample.samples}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import xxhash
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from factory.engine.errors import FactoryError, nearest
-from model.data import find, read_tokenizer
+from factory.engine.files import aside, make_folder
+from model.data import find
 from model.posttrain.config import DataConfig, Stage
+from model.posttrain.provenance import check_made_for, hashes
 
 # The columns of a stage: all of one of these sets. A prompt and an answer are texts, or lists of messages.
 COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
@@ -25,20 +28,25 @@ COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
     "reward": (("prompt", "chosen", "rejected"),),
     "dpo": (("prompt", "chosen", "rejected"),),
     "grpo": (("prompt",),),
+    "online_dpo": (("prompt",),),
 }
 IGNORE = -100
+ROWS = 1000  # in memory at a time
 Message = dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A dataset's rows, those to learn from and those held out, and what it was made from."""
+    """A dataset's rows, those to learn from and those held out (None: there are none), and what it was made from.
+
+    They lie on disk in Arrow's form, as TRL takes them, and are mapped into memory: any number of them fits.
+    """
 
     name: str
     version: str
     key: str
-    training: pa.Table
-    evaluation: pa.Table
+    training: datasets.Dataset
+    evaluation: datasets.Dataset | None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -56,18 +64,18 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read(config: DataConfig, stage: Stage, tokenizer_folder: str, more: Sequence[str] = ()) -> Rows:
-    """The rows of a dataset for a stage, with the columns `more` besides the stage's own.
+def read(config: DataConfig, stage: Stage, start: str, cache: Path, more: Sequence[str] = ()) -> Rows:
+    """The rows of a dataset for a stage, with the columns `more` besides the stage's own; `cache` is a folder for them.
 
-    FactoryError where the folder is not a whole dataset, lacks a column, has no rows, or was made with another
-    tokenizer or chat template than the checkpoint's.
+    FactoryError where the folder is not a whole dataset, lacks a column, has no rows, or was made for another tokenizer
+    or chat template than those of the checkpoint `start`.
     """
     folder = find(config.path)
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     except FileNotFoundError:
         raise FactoryError(f"{folder} has no manifest.json: it is not a dataset, or its run has not finished") from None
-    _same_tokenizer(folder, manifest, tokenizer_folder)
+    check_made_for(folder, manifest, Path(start))
     paths = [folder / shard["path"] for shard in manifest["rows"] if shard["rows"]]
     if not paths:
         raise FactoryError(f"{folder} has no rows: nothing to learn from")
@@ -80,32 +88,61 @@ def read(config: DataConfig, stage: Stage, tokenizer_folder: str, more: Sequence
         if name not in there:
             raise FactoryError(f"{folder}: a reward needs the column {name!r}{nearest(name, there)}")
     columns = [*wanted, *(name for name in more if name not in wanted)]
-    table = pa.concat_tables(pq.read_table(path, columns=columns) for path in paths)
-    held = pa.array([_held(prompt, config.evaluation_share) for prompt in _prompts(table)])
-    training = table.filter(pc.invert(held))
-    if not training.num_rows:
-        raise FactoryError(f"{folder}: all {table.num_rows} rows are held out: lower data.evaluation_share")
-    return Rows(manifest["name"], manifest["version"], manifest["key"], training, table.filter(held))
+    training, held = stored(
+        cache,
+        ("training", "held_out"),
+        [manifest["key"], columns, config.evaluation_share],
+        lambda: _split(paths, columns, config.evaluation_share),
+    )
+    if training is None:
+        raise FactoryError(f"{folder}: all {held.num_rows if held else 0} rows are held out: lower evaluation_share")
+    return Rows(manifest["name"], manifest["version"], manifest["key"], training, held)
 
 
-def _same_tokenizer(folder: Path, manifest: Mapping[str, Any], tokenizer_folder: str) -> None:
-    """What a dataset rendered or sampled with a tokenizer is learnt with that one alone."""
-    inside = manifest.get("artifacts", {}).get("tokenizer")
-    if not inside:
-        return
-    made, own = Path(folder / inside), Path(tokenizer_folder)
-    if read_tokenizer(made)[0] != read_tokenizer(own)[0]:
-        raise FactoryError(f"{folder} was made with another tokenizer than that of {own}: make it anew with this one")
-    if template_of(made) != template_of(own):
-        raise FactoryError(f"{folder} was made with another chat template than that of {own}: make it anew with this")
+def _split(paths: Sequence[Path], columns: list[str], share: float) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The rows of shards, some at a time: those to learn from, and those held out."""
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS, columns=columns):
+                table = pa.Table.from_batches([batch]).select(columns)
+                held = pa.array([_held(prompt, share) for prompt in _prompts(table)])
+                yield table.filter(pc.invert(held)), table.filter(held)
 
 
-def template_of(folder: Path) -> str:
-    """The chat template of a tokenizer folder; empty where it has none."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text("utf-8")
-    path = folder / "tokenizer_config.json"
-    return str(json.loads(path.read_text("utf-8")).get("chat_template") or "") if path.is_file() else ""
+def stored(
+    cache: Path, names: Sequence[str], made: Sequence[Any], tables: Callable[[], Iterable[Sequence[pa.Table]]]
+) -> list[datasets.Dataset | None]:
+    """Tables, one of each name at a time, as datasets that are mapped into memory from files in `cache`; None for one
+    without rows.
+
+    What is there from before stays, if it was made from the same things: `made` must tell all about them.
+    """
+    key = xxhash.xxh3_64_hexdigest(json.dumps(made))
+    paths = [cache / f"{name}-{key}.arrow" for name in names]
+    if not all(path.is_file() for path in paths):
+        make_folder(str(cache))
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(aside(str(path))) for path in paths]
+            writers: list[tuple[pa.RecordBatchStreamWriter, pa.Schema]] = []
+            for some in tables():
+                for file, table in zip(files[len(writers) :], some, strict=False):
+                    writers.append((stack.enter_context(pa.ipc.new_stream(file, table.schema)), table.schema))
+                for (writer, schema), table in zip(writers, some, strict=True):
+                    writer.write_table(table.cast(schema))
+    found = [datasets.Dataset.from_file(str(path)) for path in paths]
+    return [one if one.num_rows else None for one in found]
+
+
+def tokenized(
+    rows: datasets.Dataset | None, cache: Path, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[datasets.Dataset | None, int]:
+    """`conversations` of all rows, in a file beside their own, and how many were left out."""
+    if rows is None:
+        return None, 0
+    made = [Path(rows.cache_files[0]["filename"]).name, hashes(Path(tokenizer.name_or_path)), max_length]
+    tables = rows.with_format("arrow").iter(ROWS)
+    (found,) = stored(cache, (name,), made, lambda: ([conversations(one, tokenizer, max_length)] for one in tables))
+    return found, rows.num_rows - (found.num_rows if found else 0)
 
 
 def _prompts(table: pa.Table) -> Iterator[str]:
@@ -121,32 +158,25 @@ def _held(prompt: str, share: float) -> bool:
     return xxhash.xxh3_64_intdigest(prompt) < share * 2**64
 
 
-def as_dataset(table: pa.Table) -> datasets.Dataset | None:
-    """The table for TRL; None where it has no rows."""
-    return datasets.Dataset(table) if table.num_rows else None
+def conversations(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+    """Token ids and labels of each conversation or prompt with its response.
 
-
-def conversations(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[pa.Table, int]:
-    """Token ids and labels of each conversation or prompt with its response, and how many rows have no label left.
-
-    Labels are ids where the assistant speaks, with what ends its turn, else -100. Longer rows are cut at the end.
+    Labels are ids where the assistant speaks, with what ends its turn, else -100. Longer rows are cut at the end; those
+    that have no label then are left out.
     """
     ids: list[list[int]] = []
     labels: list[list[int]] = []
-    lost = 0
     for row in table.to_pylist():
         if "messages" in row:
             one, spoken = _conversation(row["messages"], tokenizer)
         else:
             one, spoken = _continuation(row["prompt"], row["response"], tokenizer)
         one, spoken = one[:max_length], spoken[:max_length]
-        if not any(spoken):
-            lost += 1
-            continue
-        ids.append(one)
-        labels.append([token if mine else IGNORE for token, mine in zip(one, spoken, strict=True)])
+        if any(spoken):
+            ids.append(one)
+            labels.append([token if mine else IGNORE for token, mine in zip(one, spoken, strict=True)])
     kind = pa.list_(pa.int32())
-    return pa.table({"input_ids": pa.array(ids, kind), "labels": pa.array(labels, kind)}), lost
+    return pa.table({"input_ids": pa.array(ids, kind), "labels": pa.array(labels, kind)})
 
 
 def _conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, Trainer
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
+from trl.trainer.utils import FusedCausalLMOutput
 
 from factory.engine.errors import FactoryError
 from model.attention import Documents
 from model.checkpoint import describe, load_hf
 from model.generate import Generator, end_ids, load_tokenizer
+from model.loss import CPU_LOGITS, GPU_LOGITS
 from model.moe import Routing
 from model.sample import Sampling
-from model.transformer import Transformer
+from model.transformer import Decoder, Transformer
 
 
 class Backbone(nn.Module):
@@ -51,7 +55,9 @@ class Backbone(nn.Module):
         if position_ids is not None and bool((position_ids[:, 1:] == 0).any()):
             documents = Documents(position_ids == 0, restart=True)
         before = _padding_before(attention_mask)
-        if before is None:
+        if attention_mask is not None and routings is None and not input_ids.is_cuda and not attention_mask.all():
+            hidden = _without_padding(decoder, input_ids, attention_mask.bool())
+        elif before is None:
             hidden = decoder(input_ids, documents=documents, routings=routings)
         else:
             # Each row is turned so that its tokens begin at place 0, where positions begin; padding behind them is
@@ -64,6 +70,17 @@ class Backbone(nn.Module):
             hidden = hidden.gather(1, back[:, :, None].expand_as(hidden))
         logits = None if routings is None else tuple(routing.logits for routing in routings)
         return MoeModelOutputWithPast(last_hidden_state=hidden, router_logits=logits)  # type: ignore[arg-type]
+
+
+def _without_padding(decoder: Decoder, ids: Tensor, mask: Tensor) -> Tensor:
+    """The hidden states [B, T, C] of rows with padding, 0 there: their tokens as documents of one row."""
+    places = mask.flatten().nonzero()[:, 0]
+    begins = torch.zeros_like(mask)
+    begins[torch.arange(len(mask), device=mask.device), mask.to(torch.int8).argmax(1)] = True
+    documents = Documents(begins.flatten()[places][None], restart=True)
+    hidden = decoder(ids.flatten()[places][None], documents=documents)[0]
+    whole = hidden.new_zeros(mask.numel(), hidden.shape[1])
+    return whole.index_put((places,), hidden).view(*mask.shape, -1)
 
 
 def _padding_before(attention_mask: Tensor | None) -> Tensor | None:
@@ -83,6 +100,8 @@ class LanguageModel(PreTrainedModel):
     _supports_sdpa = True
     supports_gradient_checkpointing = False
     main_input_name = "input_ids"
+    temperature = 1.0
+    """What logits are divided by where log-probabilities are asked for."""
 
     def __init__(self, transformer: Transformer, tokenizer: Tokenizer | None = None, end: list[int] | None = None):
         config = AutoConfig.for_model(**describe(transformer.config))
@@ -120,11 +139,47 @@ class LanguageModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         logits_to_keep: int = 0,
+        labels: Tensor | None = None,
+        fused_lm_head: bool = False,
         **more: Any,
-    ) -> CausalLMOutputWithPast:
-        """`logits_to_keep`: only the logits of so many last places; 0 for all."""
+    ) -> CausalLMOutputWithPast | FusedCausalLMOutput:
+        """`logits_to_keep`: only the logits of so many last places; 0 for all. With `fused_lm_head`, TRL's word for it,
+        no logits but what it asks of the places whose next token is a label (not -100)."""
         hidden = self.model(input_ids, attention_mask, position_ids, **more).last_hidden_state
+        if fused_lm_head:
+            assert labels is not None
+            return self._scores(hidden[:, :-1], labels[:, 1:])
         return CausalLMOutputWithPast(logits=self.lm_head(hidden[:, -logits_to_keep:]))
+
+    def _scores(self, hidden: Tensor, labels: Tensor) -> FusedCausalLMOutput:
+        """Of each label its log-probability, whether it is the likeliest, and of all tokens there the entropy and the
+        mean logit; 0 elsewhere. Logits are made for the labels alone, some at a time, and again for the gradient."""
+        mask = labels >= 0
+        places = mask.flatten().nonzero()[:, 0]
+        x, targets = hidden.flatten(0, 1)[places], labels.flatten()[places]
+        weight = self.lm_head.weight
+        at_once = max(1, (GPU_LOGITS if x.is_cuda else CPU_LOGITS) // len(weight))
+        parts = [
+            checkpoint(_score, rows, weight, goal, self.temperature, use_reentrant=False)
+            if len(x) > at_once and torch.is_grad_enabled()
+            else _score(rows, weight, goal, self.temperature)
+            for rows, goal in zip(x.split(at_once), targets.split(at_once), strict=True)
+        ]
+        likelihood, entropy, likeliest = (torch.cat(some) for some in zip(*parts, strict=True))
+        with torch.no_grad():
+            mean = x.float() @ weight.float().mean(0) / self.temperature
+        log_probs, entropy, mean, top = (
+            value.new_zeros(mask.numel()).index_put((places,), value).view_as(mask)
+            for value in (likelihood, entropy, mean, likeliest)
+        )
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / mask.sum().clamp(min=1),
+            log_probs=log_probs,
+            entropy=entropy,
+            mean_logits=mean,
+            is_top1=top,
+            label_mask=mask,
+        )
 
     @torch.no_grad()
     def generate(
@@ -159,6 +214,33 @@ class LanguageModel(PreTrainedModel):
         width = max(map(len, found), default=0)
         new = torch.tensor([ids + [pad] * (width - len(ids)) for ids in found], dtype=input_ids.dtype)
         return torch.cat([input_ids, new.to(input_ids.device)], 1)
+
+
+def _score(x: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the targets, the entropies, and whether a target is the likeliest: x [N, C], targets [N]."""
+    logits = F.linear(x, weight).float()
+    spread = torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)
+    found = spread.gather(1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -torch.linalg.vecdot(spread.exp(), spread)
+        likeliest = spread.argmax(1) == targets
+    return found, entropy, likeliest
+
+
+def score_by_own(trainer: Trainer, temperature: float = 1.0) -> Trainer:
+    """Let our models of a trainer compute log-probabilities themselves, instead of by the forward that TRL puts in
+    place of theirs: on a CPU that makes the logits of prompts and padding too. Not where experts are balanced, which
+    that one does."""
+    for name in ("model", "ref_model"):
+        model = getattr(trainer, name, None)
+        if not isinstance(model, LanguageModel) or getattr(model.config, "output_router_logits", False):
+            continue
+        model.temperature = temperature
+        for put in ("forward", "_original_forward"):
+            model.__dict__.pop(put, None)
+        if name == "ref_model":
+            setattr(trainer, name, trainer.accelerator.prepare_model(model, evaluation_mode=True))
+    return trainer
 
 
 def _refuse(chosen: GenerationConfig) -> None:

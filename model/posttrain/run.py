@@ -31,10 +31,11 @@ from model.checkpoint import ARCHITECTURES, save_hf
 from model.parallel import cores
 from model.picture import clock
 from model.posttrain import rewards, stages
-from model.posttrain.config import PostRecipe
+from model.posttrain.config import SAMPLING, PostRecipe
 from model.posttrain.data import load_tokenizer, read
 from model.posttrain.heads import RewardModel
 from model.posttrain.language_model import LanguageModel
+from model.posttrain.provenance import lineage
 
 SHOWN = {
     "loss": "loss",
@@ -43,15 +44,35 @@ SHOWN = {
     "rewards/margins": "margin",
     "rewards/accuracies": "accuracy",
     "reward": "reward",
+    "groups_dropped": "groups dropped",
     "accuracy": "accuracy",
     "margin": "margin",
     "eval_accuracy": "held-out accuracy",
 }
-STAGES = {"sft": stages.sft, "dpo": stages.dpo, "reward": stages.reward, "grpo": stages.grpo}
+STAGES = {
+    "sft": stages.sft,
+    "dpo": stages.dpo,
+    "reward": stages.reward,
+    "grpo": stages.grpo,
+    "online_dpo": stages.online_dpo,
+}
 
 
 def train(recipe: PostRecipe) -> Path:
     """Run a recipe to the end, or go on where it was stopped, and return its run folder."""
+    work = begin(recipe)
+    trainer = STAGES[recipe.stage](work)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Told())
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work.folder / "checkpoint" / "trainer")))
+    _export(trainer, work)
+    _metrics(trainer.state.log_history, work.folder)
+    shutil.rmtree(work.cache)
+    return work.folder
+
+
+def begin(recipe: PostRecipe) -> stages.Work:
+    """What a trainer is made of, with the run folder that says so. FactoryError where it does not fit together."""
     torch.set_num_threads(recipe.train.threads or cores())
     transformers.set_seed(recipe.train.seed)
     for library in (transformers.utils.logging, datasets.utils.logging):
@@ -60,10 +81,10 @@ def train(recipe: PostRecipe) -> Path:
     start = recipe.model.start
     if not (Path(start) / "config.json").is_file():
         raise FactoryError(f"model.start = {start!r}: no config.json there: give a checkpoint in Hugging Face's form")
-    more = rewards.needs(recipe.sample) if recipe.stage == "grpo" else ()
-    rows = read(recipe.data, recipe.stage, start, more)
+    more = rewards.needs(recipe.sample) if recipe.stage in SAMPLING else ()
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
+    rows = read(recipe.data, recipe.stage, start, folder / "cache", more)
     resolved = _resolved(recipe, rows.identity)
     _same(folder, resolved)
     write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
@@ -74,14 +95,7 @@ def train(recipe: PostRecipe) -> Path:
     model = RewardModel.load(start) if recipe.stage == "reward" else load(start)
     if recipe.train.checkpoint_activations and not model.supports_gradient_checkpointing:
         raise FactoryError("train.checkpoint_activations: only with model.implementation = 'transformers'")
-    work = stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
-    trainer = STAGES[recipe.stage](work)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Told())
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / "checkpoint" / "trainer")))
-    _export(trainer, work)
-    _metrics(trainer.state.log_history, folder)
-    return folder
+    return stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
 
 
 def load_model(path: str, implementation: str) -> PreTrainedModel:
@@ -95,7 +109,12 @@ def load_model(path: str, implementation: str) -> PreTrainedModel:
 def _resolved(recipe: PostRecipe, dataset: dict[str, str]) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "trl": trl.__version__}
-    return {**dataclasses.asdict(recipe), "dataset": dataset, "versions": versions}
+    before: dict[str, Any] = {"start": lineage(recipe.model.start)}
+    if recipe.optimizer.merge:
+        before["base"] = lineage(recipe.model.base)
+    if recipe.stage in SAMPLING and (models := [name for name in recipe.sample.rewards if Path(name).is_dir()]):
+        before["rewards"] = [lineage(name) for name in models]
+    return {**dataclasses.asdict(recipe), "dataset": dataset, "lineage": before, "versions": versions}
 
 
 def _same(folder: Path, resolved: dict[str, Any]) -> None:
@@ -105,7 +124,19 @@ def _same(folder: Path, resolved: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_text("utf-8"))
     now = json.loads(json.dumps(resolved))
-    for name in ("stage", "model", "data", "optimizer", "train", "sft", "dpo", "reward", "sample", "dataset"):
+    for name in (
+        "stage",
+        "model",
+        "data",
+        "optimizer",
+        "train",
+        "sft",
+        "dpo",
+        "reward",
+        "sample",
+        "dataset",
+        "lineage",
+    ):
         if before.get(name) != now[name]:
             raise FactoryError(
                 f"{folder} holds another training: [{name}] differs. Give out=FOLDER, or remove that folder"
@@ -166,5 +197,6 @@ def _export(trainer: Trainer, work: stages.Work) -> None:
 
 def _metrics(history: list[dict[str, Any]], folder: Path) -> None:
     rows = [row for row in history if "loss" in row or any(name.startswith("eval_") for name in row)]
+    names = dict.fromkeys(name for row in rows for name in row)
     with aside(str(folder / "metrics.parquet")) as scratch:
-        pq.write_table(pa.Table.from_pylist(rows), scratch)
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), scratch)

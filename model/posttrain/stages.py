@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from factory.engine.errors import FactoryError
 from model.merging import OnlineMerging
+from model.muon import Muon
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import Rows, as_dataset, conversations
+from model.posttrain.data import Rows, tokenized
+from model.posttrain.grpo import Grpo, OnlineDpo
+from model.posttrain.language_model import score_by_own
 from model.posttrain.rewards import rewards
 
-SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "polynomial", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Work:
     load: Callable[[str], PreTrainedModel]
     """A language model from a folder, as `model` was loaded."""
 
+    @property
+    def cache(self) -> Path:
+        """A folder for the rows as trainers take them; it goes when the training ends."""
+        return self.folder / "cache"
+
     def arguments(self, rows: int, world: int = 1) -> dict[str, Any]:
         """What the arguments of all trainers share; `rows` are there to learn from."""
         optimizer, train = self.recipe.optimizer, self.recipe.train
@@ -44,8 +53,8 @@ class Work:
                 f"train.batch_size = {train.batch_size} is not a whole number of micro-batches of {micro} on {world} "
                 "processes"
             )
-        steps = train.steps or max(1, round(train.epochs * max(1, rows // train.batch_size)))
-        held = self.rows.evaluation.num_rows > 0
+        steps = train.steps or max(1, round(train.epochs * math.ceil(rows / train.batch_size)))
+        held = self.rows.evaluation is not None
         return {
             "output_dir": str(self.folder / "checkpoint" / "trainer"),
             "per_device_train_batch_size": micro,
@@ -54,7 +63,10 @@ class Work:
             "max_steps": steps,
             "learning_rate": optimizer.learning_rate,
             "lr_scheduler_type": SCHEDULES[optimizer.schedule],
-            "lr_scheduler_kwargs": {"min_lr_rate": optimizer.final_share} if optimizer.schedule == "cosine" else {},
+            "lr_scheduler_kwargs": {
+                "cosine": {"min_lr_rate": optimizer.final_share},
+                "linear": {"lr_end": optimizer.final_share * optimizer.learning_rate, "power": 1.0},
+            }.get(optimizer.schedule, {}),
             "warmup_steps": round(optimizer.warmup_share * steps),
             "max_grad_norm": optimizer.clip,
             "bf16": train.dtype == "bfloat16",
@@ -71,16 +83,18 @@ class Work:
         }
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, or with `merge` online merging; decay on matrices alone."""
+        """AdamW, with `merge` online merging, or Muon; decay on matrices alone."""
         told = self.recipe.optimizer
+        common: dict[str, Any] = {"lr": told.learning_rate, "betas": (told.beta1, told.beta2), "eps": told.epsilon}
+        if told.name == "muon":
+            return Muon(model.named_parameters(), weight_decay=told.weight_decay, **common)
         named = {name: one for name, one in model.named_parameters() if one.requires_grad}
         groups: list[dict[str, Any]] = [
             {"params": [one for one in named.values() if one.ndim >= 2], "weight_decay": told.weight_decay},
             {"params": [one for one in named.values() if one.ndim < 2], "weight_decay": 0.0},
         ]
-        common: dict[str, Any] = {"lr": told.learning_rate, "betas": (told.beta1, told.beta2), "eps": told.epsilon}
         if not told.merge:
-            return torch.optim.AdamW(groups, **common)
+            return torch.optim.AdamW(groups, fused=True, **common)
         before = dict(self.load(self.recipe.model.base).named_parameters())
         order = [one for group in groups for one in group["params"]]
         names = {id(one): name for name, one in named.items()}
@@ -108,24 +122,19 @@ class Work:
 
 def sft(work: Work) -> Trainer:
     length = work.recipe.train.max_length
-    (training, lost), (held, _) = (
-        conversations(table, work.tokenizer, length) for table in (work.rows.training, work.rows.evaluation)
-    )
+    training, lost = tokenized(work.rows.training, work.cache, "tokens", work.tokenizer, length)
+    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_tokens", work.tokenizer, length)
     if lost:
         print(f"warning: {lost} conversations have no answer within {length} tokens: left out", file=sys.stderr)
-    if not training.num_rows:
+    if training is None:
         raise FactoryError(f"no answer lies within train.max_length = {length} tokens: raise it")
-    packing = work.recipe.sft.packing
     arguments = SFTConfig(
         **work.arguments(training.num_rows),
-        max_length=length,
-        packing=packing,
-        padding_free=packing,
-        eval_packing=False,
+        max_length=None,  # they are cut already
+        # Not TRL's packing, whose rows of several conversations would be what a step and an epoch count.
+        padding_free=work.recipe.sft.packing,
     )
-    return SFTTrainer(
-        args=arguments, train_dataset=as_dataset(training), eval_dataset=as_dataset(held), **work.shared()
-    )
+    return score_by_own(SFTTrainer(args=arguments, train_dataset=training, eval_dataset=held, **work.shared()))
 
 
 def dpo(work: Work) -> Trainer:
@@ -139,12 +148,14 @@ def dpo(work: Work) -> Trainer:
         max_length=work.recipe.train.max_length,
         **weighted,
     )
-    return DPOTrainer(
-        ref_model=work.load(work.recipe.model.start),
-        args=arguments,
-        train_dataset=as_dataset(work.rows.training),
-        eval_dataset=as_dataset(work.rows.evaluation),
-        **work.shared(),
+    return score_by_own(
+        DPOTrainer(
+            ref_model=work.load(work.recipe.model.start),
+            args=arguments,
+            train_dataset=work.rows.training,
+            eval_dataset=work.rows.evaluation,
+            **work.shared(),
+        )
     )
 
 
@@ -156,34 +167,68 @@ def reward(work: Work) -> Trainer:
     )
     return RewardTrainer(
         args=arguments,
-        train_dataset=as_dataset(work.rows.training),
-        eval_dataset=as_dataset(work.rows.evaluation),
+        train_dataset=work.rows.training,
+        eval_dataset=work.rows.evaluation,
         **work.shared(),
     )
 
 
 def grpo(work: Work) -> Trainer:
     told = work.recipe.sample
-    remote: dict[str, Any] = (
-        {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": told.vllm} if told.vllm else {}
+    arguments = work.arguments(_whole_batches(work, work.rows.training.num_rows * told.samples))
+    micro = arguments["per_device_train_batch_size"]
+    arguments["per_device_eval_batch_size"] = max(1, micro // told.samples) * told.samples
+    return Grpo(
+        args=_sampling(work, arguments, temperature=told.temperature),
+        reference=work.load(work.recipe.model.start) if told.beta else None,
+        divergence=told.beta,
+        **_sampled(work),
     )
-    arguments = GRPOConfig(
-        **work.arguments(work.rows.training.num_rows * told.samples),
+
+
+def online_dpo(work: Work) -> Trainer:
+    told = work.recipe.sample
+    arguments = work.arguments(_whole_batches(work, work.rows.training.num_rows))
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        arguments[name] *= told.samples  # TRL counts samples, the recipe pairs
+    return OnlineDpo(
+        args=_sampling(work, arguments, generation_kwargs={"temperature": told.temperature}),
+        reference=work.load(work.recipe.model.start),
+        strength=work.recipe.dpo.beta,
+        sft_weight=work.recipe.dpo.sft_weight,
+        **_sampled(work),
+    )
+
+
+def _whole_batches(work: Work, rows: int) -> int:
+    """The rows of an epoch: TRL samples for no batch that is not full."""
+    batch = work.recipe.train.batch_size
+    if rows < batch:
+        raise FactoryError(f"train.batch_size = {batch}, but there are prompts for {rows}: lower it")
+    return rows // batch * batch
+
+
+def _sampling(work: Work, arguments: dict[str, Any], **more: Any) -> GRPOConfig:
+    told = work.recipe.sample
+    if told.vllm:
+        more |= {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": told.vllm}
+    return GRPOConfig(
+        **arguments,
         num_generations=told.samples,
         max_completion_length=told.max_new_tokens,
-        temperature=told.temperature,
         top_p=told.top_p,
         top_k=0,
-        beta=told.beta,
         epsilon=told.clip,
         reward_weights=list(told.weights) or None,
         shuffle_dataset=False,  # the prompts come in the order of the dataset: those of highest variance first
-        **remote,
+        **more,
     )
-    return GRPOTrainer(
-        reward_funcs=list(rewards(told)),
-        args=arguments,
-        train_dataset=as_dataset(work.rows.training),
-        eval_dataset=as_dataset(work.rows.evaluation),
+
+
+def _sampled(work: Work) -> dict[str, Any]:
+    return {
+        "reward_funcs": list(rewards(work.recipe.sample)),
+        "train_dataset": work.rows.training,
+        "eval_dataset": work.rows.evaluation,
         **work.shared(),
-    )
+    }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from factory.engine.gather import find_method
 from factory.engine.step import Gather, Memo
 
 
@@ -30,6 +31,9 @@ class Kept:
     def all(self) -> np.ndarray:
         return ordered(np.concatenate(self.parts))
 
+    def partition(self, number: None) -> tuple[np.ndarray, None]:
+        return self.all(), number
+
 
 @dataclass
 class Slice:
@@ -38,6 +42,7 @@ class Slice:
     number: int
     records: list[np.ndarray]
     sides: dict[str, list[np.ndarray]]
+    given: np.ndarray | None = None
 
     def side(self, name: str, shard: int) -> np.ndarray:
         return self.sides[name][shard]
@@ -82,18 +87,20 @@ class InMemory:
     def emitted(self, name: str) -> Any:
         return self._routed(self.sent[name], "hash")
 
-    def run(self, name: str, inputs: Sequence[Any], method: str, route: str = "hash") -> Any:
+    def run(
+        self, name: str, inputs: Sequence[Any], method: str, route: str = "hash", given: np.ndarray | None = None
+    ) -> Any:
         assert name not in self.names, f"two exchanges are called {name}"
         self.names.append(name)
         assert len({len(one.parts) for one in inputs}) == 1
         produced = []
         for number in range(len(inputs[0].parts)):
-            part = Slice(number, [one.parts[number] for one in inputs], self.sides)
-            produced.append(getattr(self.step, method)(part))
+            part = Slice(number, [one.parts[number] for one in inputs], self.sides, given)
+            produced.append(find_method(self.step, method)(part))
         return self._routed(produced, route)
 
     def dropped(self) -> np.ndarray:
-        """The records of the rows that go, sorted by row."""
+        """The records of the rows that go, sorted by row; of a Gather that arranges those of the new places."""
         decided = self.step.decide(self)  # type: ignore[arg-type]
         none = np.dtype([("key", "u8"), ("kept", "u8"), ("pair", "u8"), ("similarity", "f4")])
         return np.empty(0, none) if decided is None else decided.all()

@@ -51,7 +51,11 @@ def tokenizer(tmp_path_factory) -> str:
     return str(folder)
 
 
-OPTIONS = {"language.Keep": {"keep": []}}
+OPTIONS: dict[str, dict[str, object]] = {
+    "language.Keep": {"keep": []},
+    "order.Sort": {"by": "number"},
+    "order.Together": {"by": "text"},
+}
 FILES = ("ingest.Folder", "ingest.JsonLines", "ingest.Parquet", "ingest.Warc", "ingest.Wet")
 
 
@@ -68,7 +72,8 @@ def batch_of(documents: list[bytes]) -> pa.RecordBatch:
     offsets, data = binary.buffers()[1], binary.buffers()[2]
     text = pa.LargeStringArray.from_buffers(len(binary), offsets, data)
     ids = pa.array([f"d{n}" for n in range(len(binary))], pa.large_string())
-    columns = {"id": ids, "text": text, "html": binary, "url": ids, "content_type": ids}
+    numbers = pa.array(range(len(binary)))
+    columns = {"id": ids, "text": text, "html": binary, "url": ids, "content_type": ids, "number": numbers}
     return pa.record_batch(columns).slice(1)
 
 

@@ -55,6 +55,8 @@ def digest(name: str, options: dict[str, str]) -> str:
     ids = pa.array([f"d{n}" for n in range(len(texts))], pa.large_string())
     pages = [f"<html><body><nav>Home</nav><article><p>{t}</p></article></body></html>".encode() for t in texts]
     columns = {"id": ids, "text": pa.array(texts, pa.large_string()), "html": pa.array(pages, pa.large_binary())}
+    if name == "order.Sort":
+        columns["length"] = pa.array([len(text) for text in texts])
     batch, memo, found = pa.record_batch(columns), Memo(len(texts)), hashlib.sha256()
 
     def add(*values: object) -> None:
@@ -80,6 +82,8 @@ def digest(name: str, options: dict[str, str]) -> str:
             short = batch.set_column(1, "text", pa.array([t[: len(t) * 9 // 10] for t in texts], pa.large_string()))
             decided = InMemory(step, [[(batch, None)], [(short, None)], [(batch, None)]]).dropped()
             add([[round(float(field), 4) for field in record] for record in decided.tolist()])
+        if step.arranges:
+            add(InMemory(step, [[(batch, None)]] * 3).dropped().tolist())
     elif isinstance(step, Regroup):
         prepared = step.prepare(batch, memo)
         assert isinstance(prepared, pa.RecordBatch)
@@ -93,11 +97,14 @@ CORPUS = {name: step for name, step in all_steps().items() if step.__module__.st
 NAMES = sorted(n for n, s in CORPUS.items() if not issubclass(s, Source) and n != "datatrove.Block")
 
 
+OPTIONS = {"order.Sort": {"by": "length"}, "order.Together": {"by": "text"}}
+
+
 def outputs(folder: Path) -> dict[str, dict[str, object]]:
     tokens.train_bpe(iter(documents()), 320, folder)
     found: dict[str, dict[str, object]] = {}
     for name in NAMES:
-        options = {"tokenizer": str(folder)} if name == "tokens.Pack" else {}
+        options = {"tokenizer": str(folder)} if name == "tokens.Pack" else OPTIONS.get(name, {})
         output = digest(name, options)
         if "words" in {field.name for field in dataclasses.fields(CORPUS[name])}:
             output += digest(name, {**options, "words": "spacy"})

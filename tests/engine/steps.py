@@ -31,10 +31,13 @@ from factory.engine.step import (
     Seam,
     Source,
     Split,
+    Tally,
     reasons,
 )
 
 BAG = np.dtype([("key", np.uint64), ("doc", np.uint64)])
+DROP = np.dtype([("key", np.uint64), ("kept", np.uint64), ("pair", np.uint64), ("similarity", np.float32)])
+WHY = np.dtype([*DROP.descr, ("reason", np.uint8)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,7 @@ class Shout(Map):
 class Once(Gather):
     """Keeps the first of equal texts."""
 
-    reason: ClassVar[str] = "same"
+    reasons: ClassVar[tuple[str, ...]] = ("same",)
     delay: float = 0.0
 
     def needs(self) -> tuple[str, ...]:
@@ -140,10 +143,40 @@ class Once(Gather):
         bag = part.records[0]
         _, first, back = np.unique(bag["key"], return_index=True, return_inverse=True)
         again = np.setdiff1d(np.arange(len(bag)), first)
-        out = np.zeros(len(again), gather.DECISION)
+        out = np.zeros(len(again), DROP)
         out["key"] = bag["doc"][again]
         out["kept"] = out["pair"] = bag["doc"][first[back[again]]]
         out["similarity"] = 1.0
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Once):
+    """Drops repeats, and rows whose id ends in `refuses`, for their own sake."""
+
+    reasons: ClassVar[tuple[str, ...]] = ("same", "refused")
+    refuses: str = "7"
+
+    def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, np.ndarray]:
+        refused = np.array([id_.endswith(self.refuses) for id_ in batch.column("id").to_pylist()], np.bool_)
+        return {
+            "bag": super().emit(batch, memo, docs)["bag"],
+            "refused": np.array([(doc, doc) for doc in docs[memo.alive & refused]], BAG),
+        }
+
+    def decide(self, exchange: gather.Exchange) -> gather.Records:
+        again = exchange.run("repeats", [exchange.emitted("bag")], "repeats")
+        return exchange.run("judged", [again, exchange.emitted("refused")], "judged", route="shard")
+
+    def judged(self, part: gather.Part) -> np.ndarray:
+        again, refused = part.records
+        again = again[~np.isin(again["key"], refused["key"])]
+        out = np.zeros(len(again) + len(refused), WHY)
+        for name in again.dtype.names or ():
+            out[name][: len(again)] = again[name]
+        for name in ("key", "kept", "pair"):
+            out[name][len(again) :] = refused["key"]
+        out["reason"][len(again) :] = self.reasons.index("refused")
         return out
 
 
@@ -171,6 +204,24 @@ class Pairs(Regroup):
                 "text": pa.array([" ".join(t for _, t in rows)], pa.large_string()),
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Pairs):
+    """Pairs that also tell how many were joined, and rows by the last digit of their id."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Tally]:
+        seen: list[str] = []
+
+        def watched() -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                seen.extend(batch.column("id").to_pylist())
+                yield batch
+
+        for made in super().__call__(watched()):
+            yield made
+            yield Tally({"joined": made.num_rows})
+        yield Tally({f"ends in {digit}": sum(id_.endswith(str(digit)) for id_ in seen) for digit in range(3)})
 
 
 @dataclass(frozen=True, kw_only=True)

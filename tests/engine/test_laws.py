@@ -15,12 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from factory.engine import files, manifest
+from factory.engine import catalog, files, manifest
 from factory.engine.errors import FactoryError
+from factory.report import funnel
 from tests.conftest import REPOSITORY
 from tests.engine.build import build, check_law, content, make
 
-OPTIONAL = st.lists(st.sampled_from(["Shout", "DropOdd", "Once", "Pairs", "Sampled"]), min_size=0, max_size=5)
+OPTIONAL = st.lists(
+    st.sampled_from(["Shout", "DropOdd", "Once", "Judged", "Pairs", "Counted", "Sampled"]), min_size=0, max_size=5
+)
 
 
 @given(rows=st.integers(0, 300), shards=st.integers(1, 7), bad=st.booleans(), steps=OPTIONAL, data=st.data())
@@ -41,6 +44,27 @@ def test_ids_recount_what_a_regroup_consumed(tmp_path):
     ids = duckdb.sql(f"select id from '{built.folder}/rows/*.parquet'").fetchall()
     assert sorted(part for (i,) in ids for part in i.split("+")) == sorted(f"n{n}" for n in range(101))
     assert built.counts["rows_consumed"] == 101 and built.counts["rows_made"] == len(ids)
+
+
+def test_what_a_regroup_tallies_is_summed_and_shown(tmp_path):
+    steps = {"use": "Numbers", "rows": 101, "shards": 3}, {"use": "Counted"}, {"use": "DropOdd"}
+    built = [build(make(*steps), tmp_path / str(workers), workers) for workers in (0, 2)]
+    tally = {"joined": 51, "ends in 0": 11, "ends in 1": 10, "ends in 2": 10}
+    assert [one.funnel[1]["tally"] for one in built] == [tally, tally]
+    assert [step["tally"] for step in built[0].funnel] == [{}, tally, {}]
+    assert content(built[0], "rows", "dropped", "failed") == content(built[1], "rows", "dropped", "failed")
+    check_law(built[0])
+    steps_told = "(select unnest(steps) s from receipts)"
+    query = f"select t.name, sum(t.count) from (select unnest(s.tally) t from {steps_told}) group by 1"
+    assert dict(catalog.query(str(tmp_path / "0"), query).fetchall()) == tally
+    lines = funnel.text(built[0]).splitlines()
+    at = next(n for n, line in enumerate(lines) if "Counted" in line)
+    assert [line.split(maxsplit=1) for line in lines[at + 1 : at + 5]] == [
+        ["51", "joined"],
+        ["11", "ends in 0"],
+        ["10", "ends in 1"],
+        ["10", "ends in 2"],
+    ]
 
 
 def test_a_row_that_a_regroup_cannot_make_is_made_and_failed(tmp_path):
@@ -75,6 +99,21 @@ def test_a_regroup_that_lost_its_service_ends_the_run_and_goes_on_later(tmp_path
     calm = build(make(*steps), tmp_path / "calm")
     assert content(rough, "rows", "dropped", "failed") == content(calm, "rows", "dropped", "failed")
     check_law(rough)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gather_drops_for_several_reasons(tmp_path, workers):
+    """A row that goes for its own sake names no other."""
+    steps = {"use": "Numbers", "rows": 200, "shards": 4, "distinct": 150}, {"use": "Judged"}
+    built = build(make(*steps), tmp_path, workers)
+    check_law(built)
+    assert built.funnel[1]["reasons"] == {"same": 45, "refused": 20}
+    told = duckdb.sql(f"select id, reason, kept_id, pair_id, similarity from '{built.folder}/dropped/*.parquet'")
+    for id_, reason, kept, pair, similarity in told.fetchall():
+        number = int(id_[1:])
+        refused = number % 10 == 7
+        assert reason == ("refused" if refused else "same")
+        assert (kept, pair, similarity) == ((None,) * 3 if refused else (*[f"n{number - 150}"] * 2, 1.0))
 
 
 STEPS = (

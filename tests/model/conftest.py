@@ -115,3 +115,11 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
         return write_dataset(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint with a tokenizer, and datasets of sums: what post-training's tests begin with."""
+    from tests.model.posttrain import make_place  # needs TRL
+
+    return make_place(tmp_path_factory.mktemp("posttrain"))

@@ -21,7 +21,8 @@ from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
 from model.data import TokenDataset
 from model.flash import blocks
-from model.pretrain import Pretraining, Separator, evaluate, loss_of
+from model.objective import Separator, evaluate, loss_of
+from model.pretrain import Pretraining
 from model.recipe import load_recipe
 from model.rope import RopeScaling, frequencies, rotate, turns
 from model.train import fit

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from factory.engine.errors import FactoryError
 from model.config import DataConfig, ModelConfig
 from model.data import IGNORE, Shard, Span, TokenDataset, allot, find, open_datasets, read
-from model.pretrain import held_out, loss_of
+from model.objective import held_out, loss_of
 from model.transformer import Transformer
 
 

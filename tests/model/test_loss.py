@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model import loss
 from model.config import ModelConfig
 from model.loss import cross_entropy
-from model.pretrain import loss_of
+from model.objective import loss_of
 from model.transformer import Transformer
 
 

@@ -4,75 +4,28 @@ refuse what was made for another model."""
 from __future__ import annotations
 
 import json
-import random
+import shutil
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from factory.corpus.tokens import train_bpe
 from factory.engine.errors import FactoryError
-from model.checkpoint import save_hf
-from model.config import ModelConfig
-from model.data import read_tokenizer
-from model.posttrain import run
-from model.posttrain.config import load_recipe
+from model.posttrain import data, run
+from model.posttrain.config import DataConfig, load_recipe
 from model.posttrain.data import conversations, load_tokenizer
 from model.posttrain.language_model import LanguageModel
+from model.posttrain.provenance import hashes
 from model.posttrain.rewards import Scorer, model_reward
-from model.transformer import Transformer
+from model.recipe import read_table
+from tests.conftest import REPOSITORY
 from tests.engine.build import build, make
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A small checkpoint with a tokenizer, and datasets of sums."""
-    folder = tmp_path_factory.mktemp("posttrain")
-    train_bpe(iter(f"Question: {a}+{b}=? Answer: {a + b}." for a in range(30) for b in range(30)), 320, folder / "tok")
-    ids = read_tokenizer(folder / "tok")[1]
-    config = ModelConfig(
-        vocab_size=len(ids), hidden_size=32, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=128
-    )
-    model = Transformer(config)
-    model.initialise(0)
-    save_hf(model, folder / "base", folder / "tok", ids["<|im_end|>"])
-    chance = random.Random(0)
-    rows: dict[str, list[dict[str, object]]] = {"chats": [], "pairs": [], "prompts": []}
-    for number in range(64):
-        a, b = chance.randrange(30), chance.randrange(30)
-        row = {"id": str(number), "text": ""}
-        turns = [{"role": "user", "content": f"{a}+{b}=?"}, {"role": "assistant", "content": f"{a + b}"}]
-        rows["chats"].append(row | {"messages": turns})
-        asked = f"Question: {a}+{b}=? Answer:"
-        rows["pairs"].append(row | {"prompt": asked, "chosen": f" {a + b}.", "rejected": f" {a}, so {b}?"})
-        rows["prompts"].append(row | {"prompt": asked, "ending": "1"})
-    for name, some in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-        columns = ["ending"] if name == "prompts" else []
-        source = {"use": "ingest.JsonLines", "glob": str(folder / f"{name}.jsonl"), "columns": columns}
-        build(make(source, name=name), folder / "runs")
-    return folder
-
-
-def recipe(place: Path, stage: str, out: Path, *words: str, more: str = ""):
-    data = {"sft": "chats", "grpo": "prompts"}.get(stage, "pairs")
-    path = out.with_suffix(".toml")
-    path.write_text(
-        f'stage = "{stage}"\n[model]\nstart = "{place}/base"\n[data]\npath = "{place}/runs/{data}@1"\n{more}'
-    )
-    given = ["batch_size=16", "steps=6", "threads=1", "save_every=3", "evaluate_every=6", "learning_rate=3e-3"]
-    return load_recipe(path, [*given, f"out={out}", *words])
-
-
-def losses(folder: Path) -> list[float]:
-    sql = f"select loss from '{folder}/metrics.parquet' where loss is not null order by step"
-    return [loss for (loss,) in duckdb.sql(sql).fetchall()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder / "checkpoint" / "hf").state_dict()
+from tests.model.posttrain import losses, recipe, stopped, weights
 
 
 def test_it_is_transformers_model_to_trl(place):
@@ -94,44 +47,44 @@ def test_it_is_transformers_model_to_trl(place):
 
 
 def test_labels_are_what_the_assistant_says(place):
-    import pyarrow as pa
-
     tokenizer = load_tokenizer(place / "base")
     turns = [("user", "1+1=?"), ("assistant", "2"), ("user", "2+2=?"), ("assistant", "4")]
     chat = [{"role": role, "content": content} for role, content in turns]
-    table, lost = conversations(pa.table({"messages": [chat]}), tokenizer, 128)
-    (row,) = table.to_pylist()
+    (row,) = conversations(pa.table({"messages": [chat]}), tokenizer, 128).to_pylist()
     whole = tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n")
-    assert tokenizer.decode(row["input_ids"]) == whole and lost == 0
+    assert tokenizer.decode(row["input_ids"]) == whole
     spoken = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0]
     assert tokenizer.decode(spoken) == "2<|im_end|>4<|im_end|>"
-    table, lost = conversations(pa.table({"prompt": ["1+1=?"] * 2, "response": ["2", "2"]}), tokenizer, 3)
-    assert lost == 2 and not table.num_rows
+    assert not conversations(pa.table({"prompt": ["1+1=?"] * 2, "response": ["2", "2"]}), tokenizer, 3).num_rows
 
 
-def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatch):
-    whole = run.train(recipe(place, "sft", tmp_path / "whole", "max_length=128"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatch, optimizer):
+    words = ("max_length=128", f"optimizer.name={optimizer}")
+    whole = run.train(recipe(place, "sft", tmp_path / "whole", *words))
     told = losses(whole)
     assert len(told) == 6 and told[-1] < told[0] - 0.3
     said = json.loads((whole / "recipe.json").read_text())
     assert said["dataset"]["name"] == "chats" and len(said["dataset"]["key"]) > 10
 
-    class Stopped(Exception):
-        pass
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step == 5:
-                raise Stopped
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(run, "Told", Stop)
-        run.train(recipe(place, "sft", tmp_path / "half", "max_length=128"))
-    half = run.train(recipe(place, "sft", tmp_path / "half", "max_length=128"))
+    stopped(recipe(place, "sft", tmp_path / "half", *words), 5, monkeypatch)
+    shutil.rmtree(tmp_path / "half" / "cache")  # what was made of the rows is made anew to the same bytes
+    half = run.train(recipe(place, "sft", tmp_path / "half", *words))
     before, after = weights(whole), weights(half)
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(FactoryError, match=r"another training: \[optimizer\] differs"):
-        run.train(recipe(place, "sft", tmp_path / "half", "max_length=128", "learning_rate=1e-4"))
+        run.train(recipe(place, "sft", tmp_path / "half", *words, "learning_rate=1e-4"))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_epoch_of_sft_is_each_conversation_once(place, tmp_path, packing):
+    words = (f"packing={str(packing).lower()}", "steps=0", "epochs=2", "max_length=128", "evaluation_share=0")
+    out = run.train(recipe(place, "sft", tmp_path / "out", *words, "batch_size=24", "micro_batch_size=8"))
+    tokens, steps = duckdb.sql(f"select max(num_tokens), max(step) from '{out}/metrics.parquet'").fetchall()[0]
+    tokenizer = data.load_tokenizer(place / "base")
+    chats = duckdb.sql(f"select messages from '{place}/runs/chats@1/rows/*.parquet'").fetch_arrow_table()
+    said = data.conversations(chats, tokenizer, 128)["input_ids"].to_pylist()
+    assert steps == 2 * 3 and tokens == 2 * sum(map(len, said))
 
 
 def test_dpo_is_that_of_transformers_and_merges_online(place, tmp_path):
@@ -143,6 +96,8 @@ def test_dpo_is_that_of_transformers_and_merges_online(place, tmp_path):
     assert losses(merged)[-1] < losses(merged)[0] and losses(merged) != losses(ours)
     with pytest.raises(FactoryError, match=r"say model\.base"):
         recipe(place, "dpo", tmp_path / "without", "merge=dare")
+    with pytest.raises(FactoryError, match="merges AdamW's steps"):
+        recipe(place, "dpo", tmp_path / "muon", "merge=dare", f"base={place}/base", "optimizer.name=muon")
 
 
 def test_a_reward_model_is_read_by_transformers(place, tmp_path):
@@ -162,15 +117,6 @@ def test_a_reward_model_is_read_by_transformers(place, tmp_path):
     more = f'[sample]\nrewards = ["{folder}"]\nmax_new_tokens = 8\n'
     tuned = run.train(recipe(place, "grpo", tmp_path / "tuned", "steps=2", more=more))
     assert duckdb.sql(f"select count(reward) from '{tuned}/metrics.parquet'").fetchall() == [(2,)]
-
-
-def test_grpo_raises_its_reward(place, tmp_path):
-    more = '[sample]\nrewards = ["tests.verify.verifiers:has_a_one"]\nsamples = 8\nmax_new_tokens = 8\n'
-    words = ("steps=15", "batch_size=64", "learning_rate=1e-2", "save_every=15", "evaluation_share=0")
-    out = run.train(recipe(place, "grpo", tmp_path / "grpo", *words, more=more))
-    told = duckdb.sql(f"select reward from '{out}/metrics.parquet' where reward is not null order by step").fetchall()
-    rewards = [reward for (reward,) in told]
-    assert len(rewards) == 15 and sum(rewards[-3:]) > sum(rewards[:3]) + 0.5
 
 
 @pytest.mark.parametrize(
@@ -199,6 +145,84 @@ def test_a_dataset_of_other_columns_or_another_tokenizer_is_refused(place, tmp_p
     (built / "tokenizer").mkdir()
     for path in (tmp_path / "tok").iterdir():
         (built / "tokenizer" / path.name).write_bytes(path.read_bytes())
-    (built / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"tokenizer": "tokenizer"}}))
-    with pytest.raises(FactoryError, match="another tokenizer"):
-        run.train(recipe(place, "sft", tmp_path / "out", f"path={built}"))
+    other, own = hashes(tmp_path / "tok"), hashes(place / "base")
+    for more, told in (
+        ({"artifacts": {"tokenizer": "tokenizer"}}, "another tokenizer"),
+        ({"made_for": {"tokenizer": other["tokenizer"]}}, "another tokenizer"),
+        ({"made_for": own | {"template": "0"}}, "another chat template"),
+    ):
+        (built / "manifest.json").write_text(json.dumps(manifest | more))
+        with pytest.raises(FactoryError, match=told):
+            run.train(recipe(place, "sft", tmp_path / "out", f"path={built}"))
+    (built / "manifest.json").write_text(json.dumps(manifest | {"made_for": own}))
+    run.train(recipe(place, "sft", tmp_path / "out", f"path={built}", "steps=1"))
+
+
+def test_rows_are_mapped_from_disk_and_never_all_in_memory(place, tmp_path):
+    text, rows = "long " * 200, 20_000
+    table = pa.table(
+        {"prompt": [f"{row % 5000} {text}" for row in range(rows)], "response": [f"{row}" for row in range(rows)]}
+    )
+    folder = tmp_path / "big@1"
+    (folder / "rows").mkdir(parents=True)
+    shards = []
+    for number in range(4):
+        pq.write_table(table.slice(number * 5000, 5000), folder / f"rows/{number}.parquet", row_group_size=1000)
+        shards.append({"path": f"rows/{number}.parquet", "rows": 5000})
+    manifest = {"name": "big", "version": "1", "key": "k", "columns": table.column_names, "rows": shards}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        config = DataConfig(path=str(folder), evaluation_share=0.1)
+        found = data.read(config, "sft", str(place / "base"), tmp_path / "cache")
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < table.nbytes / 4
+    assert found.evaluation is not None and found.training.cache_files
+    both = [*found.training["response"], *found.evaluation["response"]]
+    assert sorted(both) == sorted(table["response"].to_pylist())
+    assert not set(found.training["prompt"]) & set(found.evaluation["prompt"])
+    assert 0.05 * rows < found.evaluation.num_rows < 0.15 * rows
+
+
+def test_the_reports_recipes_have_the_reports_figures():
+    folder = REPOSITORY / "recipes" / "train"
+    named = {path.stem: read_table(path).get("stage") for path in folder.glob("*.toml")}
+    found = {name: load_recipe(folder / f"{name}.toml") for name, stage in named.items() if isinstance(stage, str)}
+    assert {made.stage for made in found.values()} >= {"sft", "reward", "dpo", "online_dpo", "grpo"}
+    sft, dpo, grpo = (found[f"qwen25_{stage}"] for stage in ("sft", "dpo", "grpo"))
+    assert sft.optimizer.learning_rate == 7e-6
+    assert sft.optimizer.learning_rate * sft.optimizer.final_share == pytest.approx(7e-7)
+    assert (sft.train.epochs, sft.train.max_length) == (2, 32768)
+    assert (sft.optimizer.weight_decay, sft.optimizer.clip) == (0.1, 1.0)
+    assert (dpo.optimizer.learning_rate, dpo.train.epochs, dpo.optimizer.merge) == (7e-7, 1, "dare")
+    assert (grpo.sample.samples, grpo.train.batch_size) == (8, 2048)
+    ultra = found["ultralong_sft"]
+    assert (ultra.optimizer.learning_rate, ultra.train.batch_size, ultra.train.max_length) == (5e-6, 128, 8192)
+
+
+def test_a_linear_fall_ends_at_its_share(place, tmp_path):
+    words = ("schedule=linear", "final_share=0.25", "warmup_share=0", "max_length=128")
+    out = run.train(recipe(place, "sft", tmp_path / "out", *words))
+    told = duckdb.sql(f"select learning_rate from '{out}/metrics.parquet' where loss is not null order by step")
+    rates = [rate for (rate,) in told.fetchall()]
+    assert rates == pytest.approx([3e-3 * (1 - 0.75 * step / 6) for step in range(6)])
+
+
+def test_a_run_tells_what_fed_it_back_to_the_first_checkpoint(place, tmp_path):
+    (tmp_path / "pre/checkpoint").mkdir(parents=True)
+    shutil.copytree(place / "base", tmp_path / "pre/checkpoint/hf")
+    web = {"name": "web", "version": "3", "key": "w"}
+    told = {"name": "pre", "train": {"start": ""}, "datasets": {"data": web}}
+    (tmp_path / "pre/recipe.json").write_text(json.dumps(told))
+    words = ("steps=1", "save_every=1", "max_length=128")
+    first = run.train(recipe(place, "sft", tmp_path / "sft", *words, f"start={tmp_path}/pre/checkpoint/hf"))
+    second = run.train(recipe(place, "dpo", tmp_path / "dpo", *words, f"start={first}/checkpoint/hf"))
+    said = json.loads((second / "recipe.json").read_text())
+    assert said["dataset"]["name"] == "pairs"
+    sft = said["lineage"]["start"]
+    assert sft["stage"] == "sft" and [one["name"] for one in sft["datasets"]] == ["chats"]
+    assert sft["datasets"][0]["key"] == json.loads((place / "runs/chats@1/manifest.json").read_text())["key"]
+    assert sft["start"]["stage"] == "pretrain" and sft["start"]["datasets"] == [web]
+    assert not (second / "cache").exists()

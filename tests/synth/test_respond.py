@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,12 +17,15 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
+import xxhash
 
-from factory.engine import manifest, recipe, run
+from factory.engine import manifest, plan, recipe, run
 from factory.engine.errors import FactoryError
 from factory.engine.manifest import Manifest
 from factory.engine.step import Context, Failure, Memo
 from factory.synth.respond import Respond
+from factory.teacher import checkpoint as checkpoints
+from model.data import read_tokenizer
 from tests.conftest import REPOSITORY
 from tests.engine.build import check_law, content
 from tests.teacher.server import Reply, Server, prompt_of, text_of
@@ -331,3 +335,32 @@ def test_json_answers_keep_to_the_schema_of_a_file(texts, checkpoint):
     schema.write_text('{"type": "boolean"}')
     with pytest.raises(FactoryError, match="already built from another recipe"):
         made(texts, source="0.jsonl", json_schema=str(schema), **options)
+
+
+def test_the_manifest_says_for_which_tokenizer_and_template_the_rows_are(tmp_path, checkpoint):
+    (tmp_path / "0.jsonl").write_text(json.dumps({"id": "r", "text": "a", "raw": "The factory reads"}))
+    options: dict[str, Any] = {"engine": "transformers", "prompt": "", "column": "raw", "max_tokens": 4}
+    built = made(tmp_path, model=str(checkpoint), **options)
+    template = json.loads((checkpoint / "tokenizer_config.json").read_text("utf-8"))["chat_template"]
+    assert built.made_for == {
+        "tokenizer": read_tokenizer(checkpoint)[0],
+        "template": xxhash.xxh3_128_hexdigest(template),
+    }
+    source = {"use": "ingest.Dataset", "name": "asked@1"}
+
+    def taken(*steps: dict[str, Any]) -> recipe.Recipe:
+        return recipe.build({"name": "taken", "version": "1", "step": [source, *steps]}, "taken.toml")
+
+    root = run.Options(str(tmp_path / "runs"), quiet=True)
+    assert run.run(taken(), root).made_for == built.made_for
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    (other / "chat_template.jinja").write_text(template + " ")
+    ask = {"use": "respond.Respond", "model": str(other), "cache": str(tmp_path / "cache"), **options}
+    told = r"taken.toml: step 2 \(respond.Respond\): its rows are for another template than those of step 1 .*asked@1"
+    with pytest.raises(FactoryError, match=told):
+        plan.make(taken(ask), root.root)
+    assert plan.make(taken({**ask, "model": str(checkpoint)}), root.root).made_for == built.made_for
+    # Where a model lies, or that it is asked at a server, tells nothing of its tokenizer.
+    assert checkpoints.made_for("some/model") == {}
+    assert Respond(model=str(checkpoint), column="raw").made_for() == {}

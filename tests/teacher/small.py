@@ -55,3 +55,17 @@ def ask(engine: Engine, requests: Iterable[Request], first: int = 0) -> list[Res
 
     engine.answer(asks, done)
     return [found[one] for one in sent]
+
+
+def classifier(checkpoint: Path, folder: Path, labels: int, kind: str = "") -> Path:
+    """A checkpoint with a head of random weights: one label makes a reward model, two a process reward model."""
+    import torch
+    import transformers
+
+    kind = kind or ("Sequence" if labels == 1 else "Token")
+    torch.manual_seed(labels)
+    model = getattr(transformers, f"AutoModelFor{kind}Classification").from_pretrained(checkpoint, num_labels=labels)
+    torch.nn.init.normal_(model.score.weight, std=0.3)
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 from factory.engine.errors import FactoryError
 from factory.verify.check import Check
 
 LIBRARIES = ("numpy",)
+KEPT = ("by_lot",)
 
 
 def ends_with(response: str, ending: str, *, minimum: int = 0, exact: bool = True) -> Check:
@@ -22,3 +25,10 @@ def ends_with(response: str, ending: str, *, minimum: int = 0, exact: bool = Tru
 def has_a_one(response: str) -> Check:
     """There is a 1 in it."""
     return Check("1" in response)
+
+
+def by_lot(response: str, ending: str) -> Check:
+    """Another verdict each time, and none where the ending is empty."""
+    if not ending:
+        raise FactoryError("the ending is empty")
+    return Check(random.random() < 0.5, f"drawn {random.random()}", random.random())

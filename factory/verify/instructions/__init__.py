@@ -9,3 +9,4 @@ __all__ = ["Kind", "accepted", "content", "describe", "draw", "follows", "form",
 __all__ += ["kind", "kinds", "more", "variants", "verdicts"]
 
 LIBRARIES = ("langdetect",)
+KEPT = ("accepted",)

@@ -51,11 +51,11 @@ def sentences(text: str) -> int:
     """
     lines = ([word for word in line.split() if _SOLID.search(word)] for line in text.split("\n"))
     found = [(word, place == 0) for line in lines for place, word in enumerate(line)]
-    ends = sum(_ends(word, heads, after) for (word, heads), (after, _) in pairwise(found))
+    ends = sum(ends_sentence(word, heads, after) for (word, heads), (after, _) in pairwise(found))
     return ends + bool(found)
 
 
-def _ends(word: str, heads: bool, after: str) -> bool:
+def ends_sentence(word: str, heads: bool, after: str) -> bool:
     """Whether a sentence ends between two words, of which the first may head a line."""
     core, following = word.rstrip(_CLOSING), after.lstrip(_OPENING)
     if not core.endswith("."):
