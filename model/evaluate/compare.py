@@ -138,7 +138,7 @@ def _evaluated(label: str, checkpoint: Path, asked: Asked) -> Path:
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))
         same = before.get("key") == key(checkpoint, {"verified": task}, {}, 0)
-        if same and before["finished"] == ["verified"]:
+        if same and before.get("finished") == ["verified"]:
             print(f"{label}: asked before", flush=True)
             return out
     begin = time.perf_counter()
