@@ -67,9 +67,9 @@ SIZES = {
     ),
     "small": Size(
         4096,
+        4,
         16,
-        64,
-        64,
+        32,
         {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
     ),
 }

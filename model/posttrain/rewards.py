@@ -51,13 +51,15 @@ def model_reward(folder: str) -> Reward:
     tokenizer, scorer = load_tokenizer(folder), Scorer(folder)
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
-        texts = [
-            prompt + answer
-            if isinstance(prompt, str)
-            else render([*prompt, *answer], tokenizer, asks=False).rstrip("\n")
-            for prompt, answer in zip(prompts, completions, strict=True)
-        ]
-        return list(scorer([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]))
+        rows = []
+        for prompt, answer in zip(prompts, completions, strict=True):  # as RewardTrainer tokenizes what it trains on
+            if isinstance(prompt, str):
+                end = tokenizer.eos_token
+                rows.append(tokenizer((prompt + answer).removesuffix(end) + end)["input_ids"])
+            else:
+                text = render([*prompt, *answer], tokenizer, asks=False)
+                rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(scorer(rows))
 
     score.__name__ = Path(folder).parent.parent.name or "reward_model"
     return score

@@ -105,7 +105,8 @@ def test_a_reward_model_is_read_by_transformers(place, tmp_path):
     assert losses(out)[-1] < 0.6
     folder = out / "checkpoint" / "hf"
     tokenizer = load_tokenizer(folder)
-    rows = tokenizer(["Question: 1+2=? Answer: 3.", "Question: 1+2=? Answer: 1, so 2?"])["input_ids"]
+    texts = ("Question: 1+2=? Answer: 3.", "Question: 1+2=? Answer: 1, so 2?")
+    rows = tokenizer([text + tokenizer.eos_token for text in texts])["input_ids"]  # so TRL's trainer has them
     right, wrong = Scorer(folder)(rows)
     assert right > wrong
     theirs = AutoModelForSequenceClassification.from_pretrained(folder)
