@@ -143,7 +143,7 @@ def test_it_is_what_transformers_reads(trained):
     ours, theirs = ProcessModel.load(trained), AutoModelForTokenClassification.from_pretrained(trained)
     assert (theirs.config.step_rule, theirs.config.step_separator) == ("lines", "")
     assert theirs.config.id2label == {0: "wrong", 1: "right"}
-    ids = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, ours.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 12:] = 0
     with torch.no_grad():
