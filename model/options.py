@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -59,3 +60,11 @@ def typed(section_: str, key: str, value: Any, hint: Any) -> Any:
         kind = hint.__name__ if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else str(hint)
         raise FactoryError(f"{where} = {value!r}: must be of type {kind}{instead}, not {type(value).__name__}")
     return value
+
+
+def value(text: str) -> Any:
+    """What stands behind the `=` of a word on the command line: TOML, or the text as it is."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a string without quotes

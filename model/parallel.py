@@ -224,7 +224,7 @@ def build(
     return model
 
 
-def copy_alone(model: Transformer, world: World, dtype: torch.dtype) -> Transformer:
+def gathered(model: Transformer, world: World, dtype: torch.dtype) -> Transformer:
     """The model for rank 0 to use without the others, with its weights as they are now, gathered where they are
     sharded; on the others without weights. Weights that one process has whole, in that dtype, are not copied."""
     weights = {}

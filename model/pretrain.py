@@ -27,7 +27,7 @@ from model.flops import peak, utilisation
 from model.moe import Routing, balance_loss, expert_load
 from model.muon import Muon
 from model.objective import evaluate, held_out, loss_of, separator_of
-from model.parallel import World, accumulate, build, clip, copy_alone, cores, stop_signals
+from model.parallel import World, accumulate, build, clip, cores, gathered, stop_signals
 from model.probe import Probe
 from model.state import States
 from model.stream import Mixture, Stream
@@ -251,7 +251,7 @@ class Pretraining:
         order of the sequences depends on nothing else, and training draws no random numbers."""
         # The metrics come first: a kill between the two leaves rows too many, which _restore cuts off.
         self.world.together(self._save_metrics)
-        self.states.save(self.step, self.model, self.optimizer, {"identity": self.identity, "ends": self.ends})
+        self.states.save(self.step, self.model, self.optimizer, {"identity": self.identity, "ends": dict(self.ends)})
 
     def _save_metrics(self) -> None:
         with aside(str(self.folder / "metrics.parquet")) as scratch:
@@ -298,8 +298,8 @@ class Pretraining:
         stage, at_last = self.stage, self.step == self.stage.last
         if self.probe is None or (self.step % self.recipe.probe.every and not at_last):
             return None
-        alone, probe = copy_alone(self.model, self.world, getattr(torch, self.recipe.train.dtype)), self.probe
-        (accuracy,) = self.world.sums(self.world.together(lambda: probe(alone)) or 0.0)
+        model, probe = gathered(self.model, self.world, getattr(torch, self.recipe.train.dtype)), self.probe
+        (accuracy,) = self.world.sums(self.world.together(lambda: probe(model)) or 0.0)
         if stage.until is not None and accuracy >= stage.until:
             self.ends[stage.name] = self.step
             self._plan()

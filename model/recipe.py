@@ -24,7 +24,7 @@ from model.config import (
     TrainConfig,
     TrainRecipe,
 )
-from model.options import section, typed
+from model.options import section, typed, value
 from model.presets import PRESETS
 from model.scaling import SCALING, Grid
 
@@ -129,10 +129,6 @@ def override(given: dict[str, Any], word: str, sections: Mapping[str, type]) -> 
     if key in TOP:
         given[key] = text
         return
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a string without quotes
     *owners, name = key.split(".")
     if owners[:1] == [STAGES] and len(owners) > 1:
         named = {table["name"]: table for table in given.get(STAGES, [])}
@@ -145,7 +141,7 @@ def override(given: dict[str, Any], word: str, sections: Mapping[str, type]) -> 
         table = table.setdefault(part, {}) if isinstance(table, dict) else None
     if not isinstance(table, dict):
         raise FactoryError(f"{word!r}: {'.'.join(owners)} is not a table of keys")
-    table[name] = value
+    table[name] = value(text)
 
 
 def _one_dataset(given: dict[str, Any], path: str) -> None:

@@ -1,7 +1,7 @@
 """Arrange the rows of a dataset anew: sorted by a number, together by a value, or shuffled.
 
-As many shards as before come out, of about as many bytes each. Only keys travel, some 25 bytes a row: rows are read
-from the old shards when a new one is written, each old shard by every new one that has rows of it.
+As many shards as before come out, of about as many bytes each. The order is found by keys alone, some 25 bytes a row;
+the engine then takes the rows to their places, each old shard read once.
 
 The keys are cut into shards by samples (Frazer and McKellar 1970, "Samplesort"): some rows, chosen by a hash of their
 number, cut the new order into short runs; the bytes of each run are summed; shards begin at the runs that come nearest

@@ -4,7 +4,7 @@ places of all rows."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from factory.engine.step import Gather
 
 ASKED = np.dtype([("key", np.uint64), ("doc", np.uint64), ("role", np.uint8)])
 ANSWER = np.dtype([("key", np.uint64), ("role", np.uint8)])
+LEAVING = np.dtype([("key", np.uint64), ("to", np.uint64)])
+MESSAGE = np.dtype([("key", np.uint64)])
 ROLES = ("kept", "pair")
 ROW = np.uint64(0xFFFFFFFF)
 
@@ -48,8 +50,8 @@ def answer_ids(_: Gather, part: Part) -> WithPayload:
 
 @dataclass(frozen=True)
 class Decided:
-    """Where a Gather's decisions lie, and the ids to show with them: what the shards of the next stage apply. A Gather
-    that arranges has no such ids."""
+    """Where a Gather's decisions lie, and the ids to show with them, or the rows that were sent to their new shards:
+    what the shards of the next stage apply."""
 
     decisions: str
     answers: str
@@ -58,18 +60,49 @@ class Decided:
     shards: int
 
 
-def run_gather(step: Gather, exchange: Exchange, rows: int) -> Decided | None:
-    """Decide on so many rows, and look up the ids of those that stay for another. None where all rows stay as they
-    are."""
+def leave(_: Gather, part: Part) -> np.ndarray:
+    """Of each new place, tell the old shard of the row where it goes."""
+    leaving = np.empty(len(part.records[0]), LEAVING)
+    leaving["key"], leaving["to"] = part.records[0]["kept"], part.records[0]["key"] >> np.uint64(32)
+    return leaving
+
+
+def move(step: Gather, part: Part) -> WithPayload:
+    """The rows of an old shard, read once: to each new shard a message with those that go there, in their old order."""
+    assert part.given is not None
+    schema = pa.ipc.read_schema(pa.py_buffer(part.given.tobytes()))
+    leaving = part.records[0]  # sorted by key, so by row
+    table = pa.Table.from_batches(shard.read_batches(part.shards[part.number], schema), schema).combine_chunks()
+    if not np.array_equal(leaving["key"] & ROW, np.arange(table.num_rows, dtype=np.uint64)):
+        raise ValueError(f"{type(step).__name__}.decide gave a row of shard {part.number} no place, or two")
+    order = np.argsort(leaving["to"], kind="stable")
+    to, starts = np.unique(leaving["to"][order], return_index=True)
+    messages = []
+    for start, end in itertools.pairwise([*starts, len(order)]):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+            stream.write_table(table.take(pa.array(order[start:end])))
+        messages.append(sink.getvalue())
+    records = np.zeros(len(to), MESSAGE)
+    records["key"] = to << np.uint64(32) | np.uint64(part.number)
+    ends = np.cumsum([0, *(message.size for message in messages)])
+    texts = pa.LargeStringArray.from_buffers(len(to), pa.py_buffer(ends), pa.py_buffer(b"".join(messages)))
+    return WithPayload(records, texts)
+
+
+def run_gather(step: Gather, exchange: Exchange, schema: pa.Schema) -> Decided | None:
+    """Decide on rows of a schema, and look up the ids of those that stay for another, or send all to their new shards.
+    None where all rows stay as they are."""
     decisions = step.decide(exchange)
     if decisions is None:
         return None
     if decisions.partitions != len(exchange.shards):
         raise ValueError(f"{type(step).__name__}.decide must return records routed by shard")
     if step.arranges:
-        if decisions.rows != rows:
-            raise ValueError(f"{type(step).__name__}.decide gave {decisions.rows} places to {rows} rows")
-        return Decided(decisions.folder, "", decisions.producers, 0, len(exchange.shards))
+        leaving = exchange.run("leaving", [decisions], f"{__name__}:leave", route="shard")
+        given = np.frombuffer(schema.serialize(), np.uint8)
+        answers = exchange.run("moved", [leaving], f"{__name__}:move", route="shard", given=given)
+        return Decided(decisions.folder, answers.folder, decisions.producers, answers.producers, len(exchange.shards))
     asked = exchange.run("ids-asked", [decisions], f"{__name__}:ask_ids", route="home")
     answers = exchange.run("ids", [asked], f"{__name__}:answer_ids", route="shard")
     return Decided(decisions.folder, answers.folder, decisions.producers, answers.producers, len(exchange.shards))
@@ -103,26 +136,18 @@ def read_decisions(decided: Decided, number: int, step: Gather) -> Applied:
     return Applied((decisions["key"] & ROW).astype(np.int64), columns)
 
 
-def read_arranged(
-    decided: Decided, number: int, shards: Sequence[str], schema: pa.Schema, limit: int
-) -> Iterator[pa.RecordBatch]:
-    """The rows that have their place in a new shard, in its order and in batches of about `limit` bytes, read from the
-    old shards. Held are the new shard's rows, and one row group of an old one."""
+def read_arranged(decided: Decided, number: int, schema: pa.Schema, limit: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a new shard, all of which are held, in their order and in batches of about `limit` bytes."""
     places, _ = Records(decided.decisions, decided.producers, decided.shards).partition(number)
-    docs = places["kept"]
     if not np.array_equal(places["key"] & ROW, np.arange(len(places), dtype=np.uint64)):
         raise ValueError(f"shard {number}: its new places are not those from 0 to {len(places) - 1}")
-    order = np.argsort(docs)
-    held: list[pa.RecordBatch] = []
-    starts = np.flatnonzero(np.diff((docs[order] >> np.uint64(32)).astype(np.int64), prepend=-1))
-    for start, end in itertools.pairwise([*starts, len(docs)]):
-        mine = docs[order[start:end]]
-        rows = (mine & ROW).astype(np.int64)
-        held += shard.read_rows(shards[int(mine[0] >> np.uint64(32))], schema, rows)
+    _, messages = Records(decided.answers, decided.answerers, decided.shards).partition(number)
+    assert messages is not None
+    held = [batch for one in messages.cast(pa.large_binary()) for batch in pa.ipc.open_stream(one.as_buffer())]
     if not held:
         return
-    came = np.empty(len(docs), np.int64)
-    came[order] = np.arange(len(docs))
+    came = np.empty(len(places), np.int64)
+    came[np.argsort(places["kept"])] = np.arange(len(places))  # they are held in their old order
     sizes = np.concatenate([shard.row_bytes(batch) for batch in held])
     table = pa.Table.from_batches(held, schema).combine_chunks()
     piece = np.cumsum(sizes[came]) // limit

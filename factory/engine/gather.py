@@ -32,7 +32,7 @@ the home of that shard, one of as many partitions as there are for hashes, so th
 
 @dataclass(frozen=True)
 class WithPayload:
-    """Records that carry a text each."""
+    """Records that carry a text, or other bytes, each."""
 
     records: np.ndarray
     payload: pa.LargeStringArray

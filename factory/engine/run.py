@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.engine import files, gather, manifest, plan, receipt
+from factory.engine import files, gather, manifest, plan, receipt, shard
 from factory.engine.decisions import Decided, run_gather
 from factory.engine.errors import FactoryError
 from factory.engine.finish import finish, tidy
@@ -149,7 +149,7 @@ class _Run:
                 exchange = gather.Exchange(
                     stage.folder, os.path.dirname(stage.emitted), inputs, stage.partitions, self._exchange, artifacts
                 )
-                decided = run_gather(step, exchange, sum(one["rows_kept"] for one in self.receipts[-1]))
+                decided = run_gather(step, exchange, shard.unpack_schema(stage.after))
                 self.exchanges += [{"number": emits[0], "name": name, **used} for name, used in exchange.used.items()]
         self._check_inputs()
         return finish(self.plan, self.done, self.receipts, self.exchanges, artifacts)

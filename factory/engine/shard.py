@@ -130,18 +130,6 @@ def read_batches(url: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         raise FactoryError(f"{url}: not a readable Parquet shard ({error}): remove it and run again") from error
 
 
-def read_rows(url: str, schema: pa.Schema, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """The rows of these ascending numbers. Row groups without any are not read, and one is held at a time."""
-    fs, path = files.locate(url)
-    with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        for group, (start, end) in enumerate(itertools.pairwise(np.cumsum([0, *sizes]))):
-            mine = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
-            if len(mine):
-                table = file.read_row_group(group, use_threads=False).select(schema.names).cast(schema)
-                yield from table.take(pa.array(mine)).combine_chunks().to_batches()
-
-
 def read_columns(url: str, columns: list[str]) -> pa.Table:
     """Some columns of a shard.
 

@@ -165,7 +165,7 @@ class StageTask:
         applied = None
         if self._arranged():
             assert stage.decided is not None
-            batches = decisions.read_arranged(stage.decided, self.number, stage.inputs, schema, BATCH_BYTES)
+            batches = decisions.read_arranged(stage.decided, self.number, schema, BATCH_BYTES)
         else:
             batches = shard.read_batches(stage.inputs[self.number], schema)
             if stage.decided and self.opened.applied:

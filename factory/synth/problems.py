@@ -28,7 +28,7 @@ from factory.engine.errors import FactoryError
 from factory.engine.step import Context, Source, Split
 
 LARGEST = 99
-HELD_OUT = {"test": range(0, 5), "validation": range(5, 10)}
+HELD_OUT = {"validation": range(0, 5), "test": range(95, 100)}
 """Of 100 parts by the hash of a problem's numbers and operations; the others are the split `train`."""
 PART = 250
 """Problems in a task at least."""
@@ -163,8 +163,10 @@ class Problems(Source):
             return id_, None, None, None, garbage(prompt, rng), wording, "garbage", 0
         if share < self.garbage + self.slips:
             kind, written = "slip", slip(chain, rng)
-        elif share < self.garbage + self.slips + self.operations and (other := other_operation(chain, rng)):
-            kind, written = "operation", other
+        elif share < self.garbage + self.slips + self.operations:
+            kind, written = "operation", other_operation(chain, rng)
+        if not written:  # no change leads to another answer
+            kind, written = "right", chain
         text = worked(written)
         return id_, prompt, gold, text, prompt + text, wording, kind, len(chain)
 

@@ -40,9 +40,11 @@ class Verdicts(Database):
 
     def put(self, found: Mapping[bytes, Check]) -> dict[bytes, Check]:
         """Keep verdicts. Where another process was first, its verdict stands, and is returned."""
+        if not found:
+            return {}
         rows = [(key, check.passed, check.reason, check.score) for key, check in found.items()]
         with self.writing() as db:
-            kept = db.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)", rows).rowcount if rows else 0
+            kept = db.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)", rows).rowcount
             if kept == len(rows):
                 return dict(found)
             return {**found, **_known(db, list(found))}

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from factory.engine.errors import FactoryError, nearest
 from model.evaluate.run import RUN, evaluate
 from model.evaluate.task import find, names
+from model.options import value
 
 USAGE = "usage: python -m model.evaluate CHECKPOINT TASK... [out=FOLDER] [key=value ...]"
 
@@ -60,14 +60,6 @@ def parse(words: list[str]) -> tuple[Path, dict[str, dict[str, Any]], dict[str, 
             every = [*RUN, *(f"{task}.{one}" for task in tasks for one in known[task])]
             raise FactoryError(f"unknown key {key!r}{nearest(key, every)}; known: {', '.join(every)}, model.KEY")
     return Path(checkpoint), options, changes, run
-
-
-def value(text: str) -> Any:
-    """What a word on the command line means: TOML, else the text as it stands."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a string without quotes
 
 
 def main(words: list[str] | None = None) -> int:

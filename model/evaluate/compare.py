@@ -10,8 +10,8 @@ them. In `out` lie `accuracy.parquet`, `accuracy.png` and a folder for each labe
 there is not asked again.
 
 `assert` has conditions, with commas between them: `LABEL>=LABEL+NUMBER` or `LABEL>NUMBER`, of the sampled answers, or
-`greedy:LABEL>LABEL`. Exit code 1 where one does not hold. Other keys: the options of `verified`, `batch_tokens`,
-`questions`.
+`greedy:LABEL>LABEL`. Exit code 1 where one does not hold. Other keys: the options of `verified`, and
+`batch_tokens`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ import pyarrow.parquet as pq
 from factory.engine.errors import FactoryError, nearest
 from factory.engine.files import aside, make_folder
 from model.evaluate import stages
-from model.evaluate.__main__ import value
 from model.evaluate.run import RUN, evaluate, key
 from model.evaluate.stages import Model, Row
 from model.evaluate.task import build
 from model.evaluate.verified import Verified
+from model.generate import BATCH_TOKENS
+from model.options import value
 
 USAGE = "usage: python -m model.evaluate.compare LABEL=FOLDER ... data=DATASET verifier=NAME [key=value ...]"
 OPTIONS = tuple(one.name for one in dataclasses.fields(Verified))
-RUNS = ("batch_tokens", "questions")
 LABEL = re.compile(r"[A-Za-z]\w*")
 NUMBER = r"\d*\.?\d+"
 CONDITION = re.compile(
@@ -61,7 +61,7 @@ class Asked:
     controls: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=lambda: {one: RUN[one] for one in RUNS})
+    batch_tokens: int = BATCH_TOKENS
     out: Path = Path()
 
 
@@ -78,10 +78,10 @@ def parse(words: Iterable[str]) -> Asked:
             asked.conditions += tuple(one.replace(" ", "") for one in text.split(","))
         elif name in OPTIONS:
             asked.options[name] = value(text)
-        elif name in RUNS:
-            asked.run[name] = value(text)
-            if type(asked.run[name]) is not int or asked.run[name] < 0:
-                raise FactoryError(f"{word!r}: {name} must be a whole number, not negative")
+        elif name == "batch_tokens":
+            asked.batch_tokens = value(text)
+            if type(asked.batch_tokens) is not int or asked.batch_tokens < 1:
+                raise FactoryError(f"{word!r}: {name} must be a whole number above 0")
         elif not equals or not LABEL.fullmatch(name):
             raise FactoryError(f"{word!r}: write LABEL=FOLDER, the label of letters, digits and _; {USAGE}")
         elif name in asked.folders:
@@ -89,7 +89,7 @@ def parse(words: Iterable[str]) -> Asked:
         else:
             asked.folders[name] = Path(text)
             if not any((Path(text) / file).is_file() for file in ("config.json", "results.parquet")):
-                known = nearest(name, ["out", "controls", "assert", *OPTIONS, *RUNS])
+                known = nearest(name, ["out", "controls", "assert", "batch_tokens", *OPTIONS])
                 raise FactoryError(f"{word!r}: neither a checkpoint nor a folder of results is there{known}")
     if not asked.folders:
         raise FactoryError(USAGE)
@@ -137,12 +137,12 @@ def _evaluated(label: str, checkpoint: Path, asked: Asked) -> Path:
     path = out / "evaluation.json"
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))
-        same = before.get("key") == key(checkpoint, {"verified": task}, {}, asked.run["questions"])
-        if same and before["finished"] == ["verified"]:
+        same = before.get("key") == key(checkpoint, {"verified": task}, {}, 0)
+        if same and before.get("finished") == ["verified"]:
             print(f"{label}: asked before", flush=True)
             return out
     begin = time.perf_counter()
-    run = asked.run | {"out": str(out), "name": label}
+    run = RUN | {"out": str(out), "name": label, "batch_tokens": asked.batch_tokens}
     evaluate(checkpoint, {"verified": asked.options}, {}, run, tell=lambda _: None)
     count = pq.ParquetFile(out / "results.parquet").metadata.num_rows
     print(f"{label}: {count:,} answers in {time.perf_counter() - begin:.1f} s", flush=True)

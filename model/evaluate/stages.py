@@ -171,7 +171,6 @@ def draw(found: Sequence[Row], path: Path) -> None:
         if row.label not in places:
             places[row.label] = max(places.values(), default=-1.0) + (0.6 if row.control else 1.0)
     own = next(row for row in found if row.measure == lead)
-    small = {"ha": "center", "fontsize": 7}
     title = f"Held-out accuracy by stage, 95% intervals, {own.problems:,} problems"
     with picture(path, xlabel="", ylabel="accuracy", title=title) as axes:
         for measure in dict.fromkeys(row.measure for row in found):
@@ -193,9 +192,13 @@ def draw(found: Sequence[Row], path: Path) -> None:
                     capsize=4,
                     label=f"{'control, ' if control else ''}{measure}",
                 )
+                # The two measures may lie on one another: one is told to the right, the other to the left.
+                side = 1 if measure == lead else -1
                 for row in part:
-                    place = places[row.label], row.high
-                    axes.annotate(f"{row.accuracy:.3f}", place, (0, 4), textcoords="offset points", **small)
+                    place, text = (places[row.label], row.accuracy), f"{row.accuracy:.3f}"
+                    where = {"ha": "left" if side > 0 else "right", "textcoords": "offset points"}
+                    axes.annotate(text, place, (6 * side, -10 if side > 0 else 4), fontsize=7, **where)
+        axes.margins(x=0.08)
         axes.set_xticks(list(places.values()), list(places), fontsize=8)
         low, high = axes.get_ylim()
         axes.set_ylim(max(0.0, low), min(1.05, high + 0.03))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ class Verified:
     """Answers drawn at `temperature`; 0 for none."""
     temperature: float = 1.0
     max_new_tokens: int = 256
+    problems: int = 0
+    """At most so many, the first ones; 0 takes all."""
     seed: int = 0
 
     def questions(self, tokenizer: Tokenizer) -> Iterator[Question]:
@@ -48,11 +51,13 @@ class Verified:
                 f"verified.samples = {self.samples}, temperature = {self.temperature}, greedy = {self.greedy}: draw "
                 "some answers at a temperature above 0, or be greedy, or both"
             )
+        if self.problems < 0:
+            raise FactoryError(f"verified.problems = {self.problems}: must not be negative; 0 takes all")
         self._verifier.open()
         asked = {"greedy": (0.0, 1)} if self.greedy else {}
         if self.samples:
             asked[f"T={self.temperature:g}"] = (self.temperature, self.samples)
-        for id_, prompt, given in self._rows():
+        for id_, prompt, given in itertools.islice(self._rows(), self.problems or None):
             for subtask, (temperature, samples) in asked.items():
                 yield Question(
                     task="verified",

@@ -154,6 +154,19 @@ def test_rows_of_a_value_are_in_one_shard(tmp_path):
     assert len(seen) > 300
 
 
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step["use"])
+def test_shards_without_rows(tmp_path, step):
+    shards = [[{"id": f"{s}{n}", "text": "x" * (99 + (s == 1)), "score": 0.0} for n in range(3)] for s in range(3)]
+    source = write(tmp_path, shards)
+    built = build(make(source, {"use": "Shout"}, step), tmp_path / "runs")
+    assert sorted(ids(read(built))) == ["10", "11", "12"] and len(built.rows) == 3
+    nothing = build(make(source, {"use": "Shout"}, {"use": "DropOdd"}, step, name="nothing"), tmp_path / "runs")
+    assert len(nothing.rows) == 3
+    none = write(tmp_path, [shard[:0] if n == 1 else shard for n, shard in enumerate(shards)])
+    assert not ids(read(build(make(none, {"use": "Shout"}, step, name="none"), tmp_path / "runs")))
+    check_law(built)
+
+
 def test_lists_of_messages_come_together(tmp_path):
     message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     asked = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]

@@ -21,10 +21,11 @@ from model.attention import DualChunk
 from model.checkpoint import load_hf, save_hf
 from model.config import ModelConfig
 from model.data import TokenDataset
-from model.evaluate import __main__ as command
 from model.evaluate import results
-from model.evaluate.__main__ import ask, main, parse
+from model.evaluate import run as running
+from model.evaluate.__main__ import main, parse
 from model.evaluate.perplexity import Perplexity
+from model.evaluate.run import ask
 from model.evaluate.task import Question
 from model.generate import Generator
 from model.transformer import Transformer
@@ -181,7 +182,7 @@ class Watched(Copy):
 def test_prompts_are_made_as_they_are_asked(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = Generator.load(checkpoint)
     whole = [row["answer"] for row in ask(generator, Copy(), "m")]
-    monkeypatch.setattr(command, "GROUP", 400)
+    monkeypatch.setattr(running, "GROUP", 400)
     Watched.made = 0
     rows = ask(generator, Watched(), "m")
     first = next(rows)
@@ -203,8 +204,8 @@ def test_a_run_that_breaks_off_leaves_its_answers(
         return resolved["finished"], resolved["tasks"][TASK]["samples"], rows
 
     assert left() == ([TASK], 5, 5), "nothing was asked: the earlier run stays whole"
-    monkeypatch.setattr(command, "SAVE_EVERY", -1.0)
-    monkeypatch.setattr(command, "ask", lambda *given: stopped(ask(*given), 7))
+    monkeypatch.setattr(running, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(running, "ask", lambda *given: stopped(ask(*given), 7))
     with pytest.raises(KeyboardInterrupt):
         main([*given, "samples=9"])
     assert left() == ([], 9, 7)
@@ -295,17 +296,6 @@ def test_perplexity_of_a_token_dataset(dataset: Path, tmp_path: Path) -> None:
     assert np.abs(held[0] - expected.numpy()).max() < 1e-4, "what a training with these options holds out"
     with pytest.raises(FactoryError, match="has no 100,000 tokens in a row"):
         Perplexity(data=str(dataset)).losses(generator, 100_000)
-
-
-def test_intervals() -> None:
-    """Wilson's beside the figures of the textbook; the bootstrap beside the normal interval."""
-    assert results.interval([1.0] * 8 + [0.0] * 2) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    low, high = results.interval([1.0] * 10)
-    assert low == pytest.approx(0.7225, abs=1e-4) and high == pytest.approx(1.0)
-    values = np.random.default_rng(1).random(400)
-    half = 1.96 * values.std() / 20
-    assert results.interval(values.tolist()) == pytest.approx((values.mean() - half, values.mean() + half), abs=5e-3)
-    assert results.interval([0.5]) == (0.5, 0.5)
 
 
 def test_heat_maps(tmp_path: Path) -> None:
