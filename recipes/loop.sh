@@ -15,10 +15,10 @@ seed="${SEED:-0}"
 version=2026.11.20
 
 if [ "${FAST:-}" = 1 ]; then
-    top=9 corpus=16_000 test=500 samples=800 pairs=600 prompts=400 until=0.4 anneal=81_920 steps=12 batch=128 fast=true
+    top=9 most=2 corpus=12_000 test=500 samples=800 pairs=600 prompts=400 until=0.4 anneal=81_920 steps=12 batch=128 fast=true
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
-    top=29 corpus=40_000 test=1000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=40 batch=256 fast=false
+    top=29 most=3 corpus=40_000 test=1000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=40 batch=256 fast=false
     hold=""
 fi
 
@@ -33,52 +33,59 @@ trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT
 last() { python -c 'import sys, pyarrow.parquet as pq
 rows = pq.read_table(sys.argv[1]).to_pylist()
 print(max(row["step"] for row in rows if row.get("stage") == (sys.argv[2] or None)))' "$runs/train/$1/metrics.parquet" "${2:-}"; }
+problems() { factory run "recipes/$1.toml" --set top=$top --set steps=$most "${@:2}"; }
 data() { echo "$runs/$1@$version"; }
 model() { echo "$runs/train/$1/checkpoint/hf"; }
 train() { run python -m model.train "recipes/train/$1.toml" "out=$runs/train/${2:-$1}" "train.seed=$seed" "${@:3}"; }
 
 say "Word problems: a corpus with mistakes and garbage in it, and what a filter can see of them"
-run factory run recipes/math_corpus.toml --set count=$corpus --set top=$top --set seed="$seed"
+run problems math_corpus --set count=$corpus --set seed="$seed"
 run factory run recipes/math_tokens.toml
 run factory run recipes/text_tokens.toml --set tokenizer="$(data math_tokens)/tokenizer"
-run factory run recipes/math_problems.toml --name math_validation --set split=validation --set count=300 --set top=$top
-run factory run recipes/math_problems.toml --name math_test --set split=test --set count=$test --set top=$top
+run problems math_problems --name math_validation --set split=validation --set count=300
+run problems math_problems --name math_test --set split=test --set count=$test
 
 say "A base model learns from real text and problems, short sequences first"
 beside length python -m model.evaluate.extrapolation "out=$runs/length" fast=$fast
 train math_base math_base "data.sets.problems=$(data math_tokens)" "data.sets.text=$(data text_tokens)" \
-    "probe.data=$(data math_validation)" stage.128.until=$until stage.512.tokens=$anneal
+    "probe.data=$(data math_validation)" stage.128.until=$until stage.256.tokens=$anneal
 join length 12
 
-say "Rejection sampling: eight answers to each problem, the right ones are kept"
-control() {
-    factory run recipes/math_corpus_noisy.toml --set count=$corpus --set top=$top --set seed="$seed" --workers 1
+# The first control: as many steps on the same documents, none of which was taken out.
+noisy_base() {
+    problems math_corpus_noisy --set count=$corpus --set seed="$seed" --workers 1
     factory run recipes/text_tokens.toml --name noisy_tokens --set corpus=math_corpus_noisy@$version \
         --set tokenizer="$(data math_tokens)/tokenizer" --workers 1
-    python -m model.train recipes/train/math_base.toml "out=$runs/train/noisy_base" "train.seed=$seed" \
-        "data.sets.problems=$(data noisy_tokens)" "data.sets.text=$(data text_tokens)" probe.data= \
-        "stage.128.tokens=$(($(last math_base 128) * 1024))" stage.128.until=0.0 stage.512.tokens=$anneal
+    train math_base noisy_base "data.sets.problems=$(data noisy_tokens)" "data.sets.text=$(data text_tokens)" probe.data= \
+        probe.reward= "stage.128.tokens=$(($(last math_base 128) * 1024))" stage.128.until=0.0 stage.256.tokens=$anneal
 }
-beside noisy_base control
-run factory run recipes/math_sft.toml --set model="$(model math_base)" --set count=$samples --set top=$top --set seed="1$seed"
+[ "${FAST:-}" = 1 ] || beside noisy_base noisy_base
+
+say "Rejection sampling: eight answers to each problem, the right ones are kept, and SFT on them"
+run problems math_sft --set model="$(model math_base)" --set count=$samples --set seed="1$seed"
 train math_sft math_sft "data=$(data math_sft)" "model.start=$(model math_base)"
 
-say "Its control: as many samples that nobody verified"
-run factory run recipes/math_sft_unverified.toml --set model="$(model math_base)" --set count=$samples --set top=$top \
-    --set seed="1$seed"
-train math_sft unverified_sft "data=$(data math_sft_unverified)" "model.start=$(model math_base)" "train.steps=$(last math_sft)"
-join noisy_base
+# The second control: as many samples of the same model, which nobody verified.
+unverified_sft() {
+    problems math_sft_unverified --set model="$(model math_base)" --set count=$samples --set seed="1$seed" --workers 1
+    train math_sft unverified_sft "data=$(data math_sft_unverified)" "model.start=$(model math_base)" \
+        "train.steps=$(last math_sft)"
+}
+beside unverified_sft unverified_sft
 
 say "Preference pairs by the votes of two verifiers, and DPO"
-run factory run recipes/math_pairs.toml --set model="$(model math_sft)" --set count=$pairs --set top=$top --set seed="2$seed"
+run problems math_pairs --set model="$(model math_sft)" --set count=$pairs --set seed="2$seed"
 train math_dpo math_dpo "data=$(data math_pairs)" "model.start=$(model math_sft)"
 
 say "GRPO on the problems whose rewards vary most"
-run factory run recipes/grpo_prompts.toml --set model="$(model math_dpo)" --set count=$prompts --set top=$top --set seed="3$seed"
+run problems grpo_prompts --set model="$(model math_dpo)" --set count=$prompts --set seed="3$seed"
 train math_grpo math_grpo "data=$(data grpo_prompts)" "model.start=$(model math_dpo)" train.steps=$steps train.batch_size=$batch
 
 say "Held-out accuracy by stage, at temperature 1"
-run python -m model.evaluate.compare "base=$(model math_base)" "noisy=$(model noisy_base)" "sft=$(model math_sft)" \
-    "unverified=$(model unverified_sft)" "dpo=$(model math_dpo)" "grpo=$(model math_grpo)" controls=noisy,unverified \
+join unverified_sft
+noisy=()
+[ "${FAST:-}" = 1 ] || { join noisy_base; noisy=("noisy=$(model noisy_base)"); }
+run python -m model.evaluate.compare "base=$(model math_base)" "${noisy[@]}" "sft=$(model math_sft)" \
+    "unverified=$(model unverified_sft)" "dpo=$(model math_dpo)" "grpo=$(model math_grpo)" "controls=${noisy:+noisy,}unverified" \
     "data=$(data math_test)" verifier=mathematics:correct 'columns={answer = "gold"}' max_new_tokens=40 \
     "out=$runs/accuracy" ${hold:+"assert=$hold"}

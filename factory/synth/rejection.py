@@ -66,6 +66,9 @@ class RejectionSample(Gather):
         for name in self.verdicts:
             if name in schema.names and not pa.types.is_boolean(schema.field(name).type):
                 raise FactoryError(f"column {name!r} holds {schema.field(name).type}: a verdict is true or false")
+        rank = schema.field(self.rank).type if self.rank in schema.names else pa.float64()
+        if not (pa.types.is_floating(rank) or pa.types.is_integer(rank)):
+            raise FactoryError(f"column {self.rank!r} holds {rank}: responses are ranked by numbers")
         return schema
 
     def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def tokenizer_of(model: str, revision: str) -> PreTrainedTokenizerBase:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, request: Request, model: str) -> list[int]:
-    """The ids of a request's prompt, or of its messages as the chat template renders them.
+    """The ids of a request's prompt, or of its messages as the chat template renders them; one of the
+    assistant at the end is what the answer begins with.
 
     FactoryError where there is no chat template; Unanswerable where it refuses these messages.
     """
@@ -93,9 +94,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, request: Request, model: str) -> 
     from jinja2 import TemplateError
 
     messages = [message._asdict() for message in request.messages]
+    begun = messages[-1]["role"] == "assistant"
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+        )
+    except (TemplateError, ValueError) as error:
         raise Unanswerable(f"the chat template of the model refuses the messages: {_line(error)}") from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

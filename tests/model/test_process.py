@@ -32,7 +32,7 @@ from tests.chains import Chain, plant, problem, worked
 from tests.engine.build import build, make
 from tests.model.posttrain import losses, stopped
 
-EASY = {"most": 1, "top": 5}
+EASY: Any = {"most": 1, "top": 5}
 
 
 def write(folder: Path, chains: list[Chain], rule: str = "lines") -> Path:
@@ -143,7 +143,7 @@ def test_it_is_what_transformers_reads(trained):
     ours, theirs = ProcessModel.load(trained), AutoModelForTokenClassification.from_pretrained(trained)
     assert (theirs.config.step_rule, theirs.config.step_separator) == ("lines", "")
     assert theirs.config.id2label == {0: "wrong", 1: "right"}
-    ids = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, ours.config.vocab_size, (2, 20), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 12:] = 0
     with torch.no_grad():
@@ -156,7 +156,8 @@ def test_it_is_what_transformers_reads(trained):
 def test_the_code_of_transformers_learns_the_same_and_training_goes_on_where_it_was_stopped(
     folder, trained, tmp_path, monkeypatch
 ):
-    few = ("steps=6", "save_every=3", "evaluate_every=6", "warmup_share=0")
+    few = ("steps=6", "save_every=3", "evaluation_share=0", "warmup_share=0", f"data.path={tmp_path / 'data'}")
+    write(tmp_path / "data", [plant(Random(number), **EASY) for number in range(100)])
     ours = run.train(recipe(folder, trained, tmp_path / "ours", *few))
     theirs = run.train(recipe(folder, trained, tmp_path / "theirs", *few, "implementation=transformers"))
     assert losses(ours) == pytest.approx(losses(theirs), abs=2e-3)

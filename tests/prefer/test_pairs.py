@@ -179,8 +179,8 @@ def test_the_same_bytes_with_any_workers_and_every_prompt_is_told(tmp_path):
     rows = [row | {"id": f"{row['prompt']}-{row['sample']}"} for row in answers(40, 1)]
     step = {"use": "pairs.Pairs", "critics": ["correct"], "most": 2}
     recipe = make(source(tmp_path, rows, COLUMNS, 4), step)
-    built = [build(recipe, tmp_path / str(workers), workers) for workers in (0, 1, 3)]
-    assert content(built[0]) == content(built[1]) == content(built[2])
+    built = [build(recipe, tmp_path / str(workers), workers) for workers in (0, 2)]
+    assert content(built[0]) == content(built[1])
     check_law(built[0])
     assert built[0].counts["rows_consumed"] == len(rows)
     tally = built[0].funnel[-1]["tally"]

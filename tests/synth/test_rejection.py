@@ -154,5 +154,7 @@ def test_mistakes_show_before_any_work(tmp_path):
     read_ = source(tmp_path, [{"prompt": "p", "response": "x", "verdict": True}], COLUMNS)
     with pytest.raises(FactoryError, match="holds double: a verdict is true or false"):
         build(make(read_, rejected(verdicts=["score"])), tmp_path / "runs")
+    with pytest.raises(FactoryError, match="ranked by numbers"):
+        build(make(read_, rejected(rank="response")), tmp_path / "runs")
     with pytest.raises(FactoryError, match="needs the column 'judged'"):
         build(make(read_, rejected(verdicts=["judged"])), tmp_path / "runs")

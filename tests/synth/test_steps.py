@@ -18,6 +18,8 @@ from factory.engine.errors import FactoryError
 from factory.engine.manifest import Manifest
 from factory.engine.step import Failure
 from factory.synth.steps import Labels, Split
+from factory.teacher.checkpoint import encode, tokenizer_of
+from factory.teacher.request import Message, Request
 from factory.verify.steps import Rule, split
 from tests.chains import Chain, go_on, plant
 from tests.engine.build import build, check_law, make
@@ -197,3 +199,10 @@ def test_roll_outs_that_do_not_stand_together_are_refused():
         list(Labels()(iter([rolled.take(pa.array([0, 2, 1]))])))
     with pytest.raises(FactoryError, match="'verdict' holds double"):
         Split().schema(pa.schema([("verdict", pa.float64())]))
+
+
+def test_an_engine_in_this_process_continues_what_the_assistant_has_begun(checkpoint):
+    tokenizer = tokenizer_of(str(checkpoint), "")
+    asked, begun = Message("user", "What is 1 + 1 + 1?"), Message("assistant", "1 + 1 = 2\n")
+    alone = tokenizer.decode(encode(tokenizer, Request(messages=(asked,)), "small"))
+    assert tokenizer.decode(encode(tokenizer, Request(messages=(asked, begun)), "small")) == alone + begun.content

@@ -6,6 +6,7 @@ import pytest
 
 from factory.engine.errors import FactoryError
 from factory.verify.check import Check
+from factory.verify.kept import Verdicts, key_of
 from factory.verify.verifier import Verifier, reward
 
 ENDS = "tests.verify.verifiers:ends_with"
@@ -52,3 +53,17 @@ def test_a_reward_scores_texts_and_conversations():
         score(completions=["one"], golden=["e"])
     with pytest.raises(FactoryError, match="empty"):
         score(completions=["one"], gold=[""])
+
+
+def test_of_two_that_judge_at_once_the_first_verdict_stands(tmp_path):
+    one, other = Verdicts(str(tmp_path)), Verdicts(str(tmp_path))
+    first, second = Check(True, "first", 0.75), Check(False, "second")
+    keys = [key_of([ENDS], text, {"ending": "e"}) for text in ("one", "two")]
+    assert one.put({keys[0]: first}) == {keys[0]: first}
+    assert other.put(dict.fromkeys(keys, second)) == {keys[0]: first, keys[1]: second}
+    assert one.get(keys) == other.get(keys) == {keys[0]: first, keys[1]: second}
+    one.close()
+    other.close()
+    again = Verdicts(str(tmp_path))
+    assert again.get([*keys, b"unknown"]) == {keys[0]: first, keys[1]: second}
+    again.close()
