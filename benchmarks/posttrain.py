@@ -248,12 +248,12 @@ def main() -> None:
     print(
         f"{platform.machine()}, {options.threads} thread(s), torch {torch.__version__}, float32, {options.steps} steps"
     )
-    print(f"{'':14}{'':8}{'CPU ms':>9}{'wall ms':>9}{'ours faster':>13}{'peak MB':>9}{'loss':>9}")
+    print(f"{'':16}{'':8}{'CPU ms':>9}{'wall ms':>9}{'ours faster':>13}{'peak MB':>9}{'loss':>9}")
     for name in options.sizes:
         for stage in options.stages:
             found = measure(stage, SIZES[name], options.steps, options.threads)
             for who, row in found.items():
-                print(f"{f'{name} {stage}':14}{who:8}{row['cpu'] * 1e3:9.1f}{row['wall'] * 1e3:9.1f}", end="")
+                print(f"{f'{name} {stage}':16}{who:8}{row['cpu'] * 1e3:9.1f}{row['wall'] * 1e3:9.1f}", end="")
                 print(f"{row['cpu'] / found['ours']['cpu']:12.2f}x{row['memory']:9.0f}{row['loss']:9.4f}", flush=True)
             if stage == "dpo" and abs(found["ours"]["loss"] - found["trl"]["loss"]) > 2e-3:
                 raise SystemExit("the losses differ: not the same work")
