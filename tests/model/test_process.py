@@ -138,7 +138,7 @@ def test_best_of_four_by_its_rank_is_right_more_often_than_one_by_chance(trained
     sql = f"select count(distinct prompt), avg((response like '%' || gold)::int) from '{built.folder}/rows/*.parquet'"
     ((prompts, right),) = duckdb.sql(sql).fetchall()
     print(f"best of four, of {prompts} problems: {right:.3f} right, by chance .25")
-    assert prompts > 40 and right > 0.5
+    assert prompts > 30 and right > 0.5
 
 
 def test_it_is_what_transformers_reads(trained):
