@@ -47,13 +47,14 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class Size:
-    """A model, pairs in a step of DPO, completions in a step of GRPO, and their new tokens."""
+    """A model, pairs in a step of DPO, completions in a step of GRPO, their new tokens, and how much longer texts are."""
 
     vocabulary: int
     pairs: int
     completions: int
     tokens: int
     model: dict[str, Any]
+    long: int = 1
 
 
 SIZES = {
@@ -94,13 +95,15 @@ def prepare(folder: Path, size: Size, steps: int) -> None:
     train_bpe(iter(text), size.vocabulary, folder / "tok")
     ids = read_tokenizer(folder / "tok")[1]
     model = Transformer(
-        ModelConfig(vocab_size=len(ids), num_key_value_heads=2, max_position_embeddings=1024, **size.model)
+        ModelConfig(
+            **({"vocab_size": len(ids), "num_key_value_heads": 2, "max_position_embeddings": 1024} | size.model)
+        )
     )
     model.initialise(0)
     save_hf(model, folder / "base", folder / "tok", ids["<|im_end|>"])
 
     def said(low: int, high: int) -> str:
-        return " ".join(chance.choices(words, k=chance.randint(low, high)))
+        return " ".join(chance.choices(words, k=size.long * chance.randint(low, high)))
 
     count = (steps + 1) * max(size.pairs, size.completions // SAMPLES)
     rows = [{"prompt": said(4, 8), "chosen": " " + said(6, 12), "rejected": " " + said(6, 12)} for _ in range(count)]
