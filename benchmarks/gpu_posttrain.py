@@ -75,7 +75,7 @@ def measure(stage: str, size: Size, folder: Path, steps: int) -> str:
 
 
 def learnt(stage: str, size: Size, folder: Path) -> float:
-    """Mean tokens of a row: of prompt and answer, of a pair's both, or of prompt and as many new ones as there may be."""
+    """Mean tokens of a row: prompt and answer, both of a pair, or the prompt and as many new ones as there may be."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     table = pq.read_table(folder / stage / "rows" / "0.parquet").slice(0, 100)
 

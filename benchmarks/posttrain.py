@@ -47,7 +47,7 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class Size:
-    """A model, pairs in a step of DPO, completions in a step of GRPO, their new tokens, and how much longer texts are."""
+    """A model, the pairs and completions in a step, new tokens of a completion, and how much longer texts are."""
 
     vocabulary: int
     pairs: int
