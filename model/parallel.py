@@ -240,12 +240,18 @@ def gathered(model: Transformer, world: World, dtype: torch.dtype) -> Transforme
 
 
 def _layers(model: Transformer, how: TrainConfig) -> None:
+    if how.checkpoint_activations:
+        checkpoint_layers(model)
+    if how.compile:
+        for layer in model.model.layers:
+            layer.forward = torch.compile(layer.forward)
+
+
+def checkpoint_layers(model: Transformer) -> None:
+    """Keep of each layer what goes into it alone, and compute it again for the gradient."""
     # The layers keep their names and hooks: what changes is the function alone.
     for layer in model.model.layers:
-        if how.checkpoint_activations:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        if how.compile:
-            layer.forward = torch.compile(layer.forward)
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def _shard(model: Transformer, world: World, how: TrainConfig) -> None:

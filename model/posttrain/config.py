@@ -89,7 +89,8 @@ class TrainConfig:
     micro_batch_size: int = 0
     """At most so many of them are in a process's memory at once; 0 for all of its part."""
     max_length: int = 2048
-    """Tokens of prompt and answer. sft cuts longer ones off at the end; where pairs are longer, they are left out."""
+    """Tokens of prompt and answer. sft and prm cut longer ones off at the end; longer pairs are left out, and prompts
+    that leave no room for sample.max_new_tokens. What is left out is told."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the layers compute in; weights and the optimizer stay in float32."""
     checkpoint_activations: bool = False
@@ -200,6 +201,11 @@ class PostRecipe:
                 raise FactoryError(f"stage {self.stage}: sample.rewards is empty: name at least one")
             if self.sample.weights and len(self.sample.weights) != len(self.sample.rewards):
                 raise FactoryError("sample.weights: give one for each of sample.rewards")
+            if self.sample.max_new_tokens >= self.train.max_length:
+                raise FactoryError(
+                    f"sample.max_new_tokens = {self.sample.max_new_tokens}: leaves no room for a prompt in "
+                    f"train.max_length = {self.train.max_length}: raise that"
+                )
             if self.stage == "grpo" and self.train.batch_size % self.sample.samples:
                 raise FactoryError(
                     f"train.batch_size = {self.train.batch_size} completions are not whole groups of "

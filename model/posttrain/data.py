@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from factory.engine.errors import FactoryError, nearest
@@ -31,9 +32,14 @@ COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
     "grpo": (("prompt",),),
     "online_dpo": (("prompt",),),
 }
+ANSWERS = ("chosen", "rejected")
 IGNORE = -100
 ROWS = 1000  # in memory at a time
 Message = dict[str, str]
+OTHERWISE = (
+    "the chat template renders an answer otherwise than behind its question: train on the columns prompt and response "
+    "with texts, or with another template"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +126,23 @@ def stored(
     """
     key = xxhash.xxh3_64_hexdigest(json.dumps(made))
     paths = [cache / f"{name}-{key}.arrow" for name in names]
-    if not all(path.is_file() for path in paths):
-        make_folder(str(cache))
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(aside(str(path))) for path in paths]
-            writers: list[tuple[pa.RecordBatchStreamWriter, pa.Schema]] = []
-            for some in tables():
-                for file, table in zip(files[len(writers) :], some, strict=False):
-                    writers.append((stack.enter_context(pa.ipc.new_stream(file, table.schema)), table.schema))
-                for (writer, schema), table in zip(writers, some, strict=True):
-                    writer.write_table(table.cast(schema))
+    with PartialState().main_process_first():  # of several processes one makes them, the others wait for it
+        if not all(path.is_file() for path in paths):
+            make_folder(str(cache))
+            _write(paths, tables())
     found = [datasets.Dataset.from_file(str(path)) for path in paths]
     return [one if one.num_rows else None for one in found]
+
+
+def _write(paths: Sequence[Path], tables: Iterable[Sequence[pa.Table]]) -> None:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(aside(str(path))) for path in paths]
+        writers: list[tuple[pa.RecordBatchStreamWriter, pa.Schema]] = []
+        for some in tables:
+            for file, table in zip(files[len(writers) :], some, strict=False):
+                writers.append((stack.enter_context(pa.ipc.new_stream(file, table.schema)), table.schema))
+            for (writer, schema), table in zip(writers, some, strict=True):
+                writer.write_table(table.cast(schema))
 
 
 def tokenized(
@@ -170,21 +181,72 @@ def conversations(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_lengt
     """Token ids and labels of each conversation or prompt with its response.
 
     Labels are ids where the assistant speaks, with what ends its turn, else -100. Longer rows are cut at the end; those
-    that have no label then are left out.
+    that have no label then, or an empty response, are left out.
     """
     ids: list[list[int]] = []
     labels: list[list[int]] = []
     for row in table.to_pylist():
         if "messages" in row:
             one, spoken = _conversation(row["messages"], tokenizer)
+        elif row["response"]:
+            asked, said = answered(row["prompt"], row["response"], tokenizer)
+            one, spoken = asked + said, [False] * len(asked) + [True] * len(said)
         else:
-            one, spoken = _continuation(row["prompt"], row["response"], tokenizer)
+            continue
         one, spoken = one[:max_length], spoken[:max_length]
         if any(spoken):
             ids.append(one)
             labels.append([token if mine else IGNORE for token, mine in zip(one, spoken, strict=True)])
+    return _table(input_ids=ids, labels=labels)
+
+
+def pairs(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+    """Token ids of each prompt, of its chosen and of its rejected answer. Pairs in which one is longer with its prompt
+    are left out, and those without an answer: a cut one would be compared by where it was cut."""
+    found: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
+    for row in table.to_pylist():
+        if not row["chosen"] or row["rejected"] is None:
+            continue
+        (asked, chosen), (_, rejected) = (answered(row["prompt"], row[name], tokenizer) for name in ANSWERS)
+        if len(asked) + max(len(chosen), len(rejected)) <= max_length:
+            for name, part in zip(found, (asked, chosen, rejected), strict=True):
+                found[name].append(part)
+    return _table(**found)
+
+
+def comparisons(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+    """Token ids of each prompt with its chosen, and with its rejected answer, as a reward model reads them. Pairs in
+    which one is longer are left out."""
+    found: dict[str, list[list[int]]] = {"chosen_ids": [], "rejected_ids": []}
+    for row in table.to_pylist():
+        if row["chosen"] is None or row["rejected"] is None:
+            continue
+        both = [whole(row["prompt"], row[name], tokenizer) for name in ANSWERS]
+        if max(map(len, both)) <= max_length:
+            for name, ids in zip(found, both, strict=True):
+                found[name].append(ids)
+    return _table(**found)
+
+
+def whole(prompt: Any, answer: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a prompt with its answer as reward models read them: a text with the end of texts behind it, messages
+    as the chat template ends them (so also factory/teacher/scoring.py)."""
+    if isinstance(prompt, str):
+        end = tokenizer.eos_token or ""
+        return list(tokenizer((prompt + answer).removesuffix(end) + end)["input_ids"])
+    turns = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    return list(tokenizer(render([*prompt, *turns], tokenizer, asks=False), add_special_tokens=False)["input_ids"])
+
+
+def prompts(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+    """The rows whose prompt has at most so many tokens."""
+    short = [len(asking(prompt, tokenizer)) <= max_length for prompt in table.column("prompt").to_pylist()]
+    return table.filter(pa.array(short, pa.bool_()))
+
+
+def _table(**columns: list[list[int]]) -> pa.Table:
     kind = pa.list_(pa.int32())
-    return pa.table({"input_ids": pa.array(ids, kind), "labels": pa.array(labels, kind)})
+    return pa.table({name: pa.array(rows, kind) for name, rows in columns.items()})
 
 
 def _conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
@@ -199,10 +261,7 @@ def _conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
         before = render(messages[:turn], tokenizer, asks=True)
         whole = render(messages[: turn + 1], tokenizer, asks=False).rstrip("\n")
         if not before.startswith(done) or not whole.startswith(before):
-            raise FactoryError(
-                "the chat template renders an answer otherwise than behind its question: train on the columns prompt "
-                "and response, or with another template"
-            )
+            raise FactoryError(OTHERWISE)
         for text, says in ((before[len(done) :], False), (whole[len(before) :], True)):
             part = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids += part
@@ -211,11 +270,28 @@ def _conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     return ids, spoken
 
 
-def _continuation(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    """The ids of a prompt, and of its response with the end of the text."""
-    asked = tokenizer(prompt)["input_ids"]
-    said = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return asked + said, [False] * len(asked) + [True] * len(said)
+def answered(prompt: Any, answer: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids of a prompt, and of an answer to it with what ends it: of a text the end of texts, of messages what the
+    chat template has there. They are tokenized apart, as an answer is that is sampled."""
+    if isinstance(prompt, str):
+        if not isinstance(answer, str):
+            raise FactoryError("a prompt is a text, but its answer is messages: give both in one form")
+        end = tokenizer.eos_token or ""
+        said = tokenizer(answer.removesuffix(end) + end, add_special_tokens=False)["input_ids"]
+        return asking(prompt, tokenizer), list(said)
+    turns = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    before = render(prompt, tokenizer, asks=True)
+    whole = render([*prompt, *turns], tokenizer, asks=False).rstrip("\n")
+    if not whole.startswith(before):
+        raise FactoryError(OTHERWISE)
+    return asking(prompt, tokenizer), list(tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"])
+
+
+def asking(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a prompt, up to where its answer begins."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    return list(tokenizer(render(prompt, tokenizer, asks=True), add_special_tokens=False)["input_ids"])
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, asks: bool) -> str:

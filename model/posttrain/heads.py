@@ -10,12 +10,17 @@ from typing import Any, ClassVar, Self
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from factory.engine.errors import FactoryError
 from model.checkpoint import describe, load_hf
-from model.posttrain.language_model import Backbone
+from model.posttrain.language_model import Backbone, is_ours
 from model.transformer import Transformer
 
 HEAD = "score."
@@ -26,8 +31,11 @@ class Headed(PreTrainedModel):
     """A transformer and a linear head on its hidden states, which begins at zero."""
 
     base_model_prefix = "model"
+    supports_gradient_checkpointing = False  # by its own way: model.parallel.checkpoint_layers
     main_input_name = "input_ids"
     _no_split_modules = ["Layer"]
+    auto: ClassVar[Any]
+    """The class of transformers that loads it."""
     form: ClassVar[str]
     """What transformers calls such a model, after the name of its architecture."""
     outputs: ClassVar[int]
@@ -74,6 +82,7 @@ class Headed(PreTrainedModel):
 class RewardModel(Headed):
     """One number for an answer, read at a row's last token. `AutoModelForSequenceClassification` loads it."""
 
+    auto = AutoModelForSequenceClassification
     form = "SequenceClassification"
     outputs = 1
     bias = False
@@ -90,6 +99,7 @@ class ProcessModel(Headed):
     """Two numbers for each token, wrong and right, read at the last of a step. `AutoModelForTokenClassification` loads
     it."""
 
+    auto = AutoModelForTokenClassification
     form = "TokenClassification"
     outputs = 2
     bias = True
@@ -102,6 +112,29 @@ class ProcessModel(Headed):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> TokenClassifierOutput:
         """`logits` [B, T, 2]."""
         return TokenClassifierOutput(logits=self.score(self.model(input_ids, attention_mask).last_hidden_state))
+
+
+def load_headed(kind: type[Headed], folder: str | Path, implementation: str) -> PreTrainedModel:
+    """A checkpoint in float32 with a head, by our code or by transformers'. A language model's head begins anew: ours
+    at zero, that of transformers at the same random numbers each time. FactoryError for another head."""
+    if is_ours(str(folder), implementation):
+        return kind.load(folder)
+    told = {"num_labels": kind.outputs, **kind.options, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(folder, **told)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: PreTrainedModel = kind.auto.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise FactoryError(
+            f"{folder}: cannot be read as {kind.auto.__name__} with {kind.outputs} outputs "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    return model
 
 
 def _head(folder: Path) -> dict[str, Tensor]:

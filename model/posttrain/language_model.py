@@ -99,7 +99,7 @@ class LanguageModel(PreTrainedModel):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _no_split_modules = ["Layer"]
     _supports_sdpa = True
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = False  # by its own way: model.parallel.checkpoint_layers
     main_input_name = "input_ids"
     temperature = 1.0
     """What logits are divided by where log-probabilities are asked for."""

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
-    AutoConfig,
-    AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
     EvalPrediction,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -27,33 +21,14 @@ from transformers import (
 from factory.engine.errors import FactoryError
 from model.data import find
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import IGNORE, render, tokenized
-from model.posttrain.heads import ProcessModel
-from model.posttrain.language_model import is_ours
+from model.posttrain.data import IGNORE, asking
 from model.posttrain.stages import Work
-
-
-def load(folder: str, implementation: str) -> PreTrainedModel:
-    """A checkpoint as a process reward model in float32: a language model's head begins anew."""
-    if is_ours(folder, implementation):
-        return ProcessModel.load(folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, **ProcessModel.options)
-    return AutoModelForTokenClassification.from_pretrained(
-        folder, config=config, dtype=torch.float32, local_files_only=True
-    )
 
 
 def prm(work: Work) -> Trainer:
     told = work.recipe.prm
     _same_rule(work.recipe)
-    length = work.recipe.train.max_length
-    encoding = (work.tokenizer, length, stepwise, told.separator)
-    training, lost = tokenized(work.rows.training, work.cache, "steps", *encoding)
-    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_steps", *encoding)
-    if lost:
-        print(f"warning: {lost} chains have no labelled step within {length} tokens: left out", file=sys.stderr)
-    if training is None:
-        raise FactoryError(f"no labelled step lies within train.max_length = {length} tokens: raise it")
+    training, held = work.tokenized("steps", stepwise, "chains have no labelled step", 0, told.separator)
     # Whoever asks the model cuts chains in the same way (factory/verify/steps.py).
     work.model.config.step_rule, work.model.config.step_separator = told.rule, told.separator
     work.tokenizer.padding_side = "right"
@@ -91,7 +66,7 @@ def stepwise(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: in
         steps, right = row["completions"], row["labels"]
         if len(steps) != len(right):
             raise FactoryError(f"a chain has {len(steps)} steps and {len(right)} labels: {_brief(row['prompt'])}")
-        one = _prompt(row["prompt"], tokenizer)
+        one = asking(row["prompt"], tokenizer)
         said = [IGNORE] * len(one)
         for step, label in zip(steps, right, strict=True):
             text = step.rstrip("\n") + separator if separator else step
@@ -105,12 +80,6 @@ def stepwise(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: in
             labels.append(said[:max_length])
     kind = pa.list_(pa.int32())
     return pa.table({"input_ids": pa.array(ids, kind), "labels": pa.array(labels, kind)})
-
-
-def _prompt(prompt: str | Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    return list(tokenizer(render(prompt, tokenizer, asks=True), add_special_tokens=False)["input_ids"])
 
 
 def _brief(prompt: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 
 from factory.engine.errors import FactoryError
 from model.posttrain.config import SampleConfig
-from model.posttrain.data import load_tokenizer, render
-from model.posttrain.heads import RewardModel
+from model.posttrain.data import load_tokenizer, whole
+from model.posttrain.heads import RewardModel, load_headed
 from model.verifier import reward, verifier
 
 Reward = Callable[..., list[float | None]]
@@ -51,15 +52,8 @@ def model_reward(folder: str) -> Reward:
     tokenizer, scorer = load_tokenizer(folder), Scorer(folder)
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
-        rows = []
-        for prompt, answer in zip(prompts, completions, strict=True):  # as RewardTrainer tokenizes what it trains on
-            if isinstance(prompt, str):
-                end = tokenizer.eos_token
-                rows.append(tokenizer((prompt + answer).removesuffix(end) + end)["input_ids"])
-            else:
-                text = render([*prompt, *answer], tokenizer, asks=False)
-                rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return list(scorer(rows))
+        both = zip(prompts, completions, strict=True)
+        return list(scorer([whole(prompt, answer, tokenizer) for prompt, answer in both]))
 
     score.__name__ = Path(folder).parent.parent.name or "reward_model"
     return score
@@ -69,7 +63,7 @@ class Scorer:
     """A reward model that is asked for numbers."""
 
     def __init__(self, folder: str | Path, batch_tokens: int = 1 << 15) -> None:
-        self.model = RewardModel.load(folder).eval()
+        self.model = load_headed(RewardModel, folder, "auto").eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_tokens = batch_tokens
 
@@ -81,14 +75,16 @@ class Scorer:
         while order:
             longest = len(rows[order[-1]])
             taken = [order.pop() for _ in range(min(len(order), max(1, self.batch_tokens // max(longest, 1))))]
-            ids = torch.zeros(len(taken), longest, dtype=torch.long)
+            ends = {rows[row][-1] for row in taken}
+            # transformers reads at the last token that is not this one: it must be none that ends a row.
+            pad = self.model.config.pad_token_id = next(token for token in itertools.count() if token not in ends)
+            ids = torch.full((len(taken), longest), pad)
             mask = torch.zeros_like(ids)
             for place, row in enumerate(taken):
                 ids[place, : len(rows[row])] = torch.tensor(rows[row])
                 mask[place, : len(rows[row])] = 1
             device = self.model.device
-            for row, value in zip(
-                taken, self.model(ids.to(device), mask.to(device)).logits[:, 0].tolist(), strict=True
-            ):
+            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            for row, value in zip(taken, logits[:, 0].tolist(), strict=True):
                 out[row] = value
         return out

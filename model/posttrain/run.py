@@ -6,6 +6,7 @@ checkpoint/trainer/ to go on from.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,18 +23,18 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 import trl
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside, make_folder, write_atomic
 from model.checkpoint import save_hf
-from model.parallel import cores
+from model.parallel import checkpoint_layers, cores
 from model.picture import clock
 from model.posttrain import process, rewards, stages
 from model.posttrain.config import SAMPLING, PostRecipe
 from model.posttrain.data import load_tokenizer, read
-from model.posttrain.heads import RewardModel
+from model.posttrain.heads import Headed, ProcessModel, RewardModel, load_headed
 from model.posttrain.language_model import LanguageModel, is_ours
 from model.posttrain.provenance import lineage
 
@@ -58,6 +59,7 @@ STAGES = {
     "grpo": stages.grpo,
     "online_dpo": stages.online_dpo,
 }
+HEADS = {"reward": RewardModel, "prm": ProcessModel}
 
 
 def train(recipe: PostRecipe) -> Path:
@@ -65,12 +67,24 @@ def train(recipe: PostRecipe) -> Path:
     work = begin(recipe)
     trainer = STAGES[recipe.stage](work)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Told())
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work.folder / "checkpoint" / "trainer")))
-    _export(trainer, work)
-    _metrics(trainer.state.log_history, work.folder)
-    shutil.rmtree(work.cache)
+    if trainer.accelerator.is_main_process:
+        trainer.add_callback(Told())
+    trainer.train(resume_from_checkpoint=_last(work.folder / "checkpoint" / "trainer"))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        _export(trainer, work)
+        _metrics(trainer.state.log_history, work.folder)
+        shutil.rmtree(work.cache)
     return work.folder
+
+
+def _last(folder: Path) -> str | None:
+    """The last save that is whole: its state is written last. One that was stopped before that is passed over."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            json.loads((path / "trainer_state.json").read_text("utf-8"))
+            return str(path)
+    return None
 
 
 def begin(recipe: PostRecipe) -> stages.Work:
@@ -80,6 +94,7 @@ def begin(recipe: PostRecipe) -> stages.Work:
     for library in (transformers.utils.logging, datasets.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    world = PartialState(cpu=not torch.cuda.is_available())
     start = recipe.model.start
     if not (Path(start) / "config.json").is_file():
         raise FactoryError(f"model.start = {start!r}: no config.json there: give a checkpoint in Hugging Face's form")
@@ -89,19 +104,21 @@ def begin(recipe: PostRecipe) -> stages.Work:
     rows = read(recipe.data, recipe.stage, start, folder / "cache", more)
     resolved = _resolved(recipe, rows.identity)
     _same(folder, resolved)
-    write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
+    if world.is_main_process:
+        write_atomic(str(folder / "recipe.json"), json.dumps(resolved, indent=2) + "\n")
 
     def load(path: str) -> PreTrainedModel:
         return load_model(path, recipe.model.implementation)
 
-    if recipe.stage == "reward":
-        model: PreTrainedModel = RewardModel.load(start)
-    elif recipe.stage == "prm":
-        model = process.load(start, recipe.model.implementation)
-    else:
-        model = load(start)
-    if recipe.train.checkpoint_activations and not model.supports_gradient_checkpointing:
-        raise FactoryError("train.checkpoint_activations: only with model.implementation = 'transformers'")
+    head = HEADS.get(recipe.stage)
+    model = load_headed(head, start, recipe.model.implementation) if head else load(start)
+    if recipe.train.checkpoint_activations:
+        if isinstance(model, LanguageModel | Headed):
+            checkpoint_layers(model.transformer)
+        elif not model.supports_gradient_checkpointing:
+            raise FactoryError(
+                f"train.checkpoint_activations: transformers' {type(model).__name__} has none: leave it out"
+            )
     return stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -18,7 +21,7 @@ from factory.engine.errors import FactoryError
 from model.merging import OnlineMerging
 from model.muon import Muon
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import Rows, conversations, tokenized
+from model.posttrain.data import Rows, comparisons, conversations, pairs, prompts, tokenized
 from model.posttrain.grpo import Grpo, OnlineDpo
 from model.posttrain.language_model import score_by_own
 from model.posttrain.rewards import rewards
@@ -43,10 +46,26 @@ class Work:
         """A folder for the rows as trainers take them; it goes when the training ends."""
         return self.folder / "cache"
 
-    def arguments(self, rows: int, world: int = 1) -> dict[str, Any]:
+    def tokenized(
+        self, name: str, encode: Callable[..., pa.Table], lost: str, length: int = 0, *more: Any
+    ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+        """What `encode` makes of the rows to learn from and of those held out (None: there are none), in at most
+        `length` tokens, 0 for train.max_length. Tells how many it left out; FactoryError where it leaves none."""
+        length = length or self.recipe.train.max_length
+        told = (self.tokenizer, length, encode, *more)
+        training, out = tokenized(self.rows.training, self.cache, name, *told)
+        held, held_out = tokenized(self.rows.evaluation, self.cache, f"held_out_{name}", *told)
+        if training is None:
+            raise FactoryError(f"all {out:,} {lost} within {length:,} tokens: raise train.max_length")
+        if out + held_out:
+            print(f"warning: {out + held_out:,} {lost} within {length:,} tokens: left out", file=sys.stderr)
+        return training, held
+
+    def arguments(self, rows: int) -> dict[str, Any]:
         """What the arguments of all trainers share; `rows` are there to learn from."""
         optimizer, train = self.recipe.optimizer, self.recipe.train
-        share = train.batch_size // world
+        world = PartialState().num_processes
+        share = max(1, train.batch_size // world)
         micro = min(train.micro_batch_size or share, share)
         if train.batch_size % (micro * world):
             raise FactoryError(
@@ -71,7 +90,7 @@ class Work:
             "max_grad_norm": optimizer.clip,
             "bf16": train.dtype == "bfloat16",
             "use_cpu": not torch.cuda.is_available(),
-            "gradient_checkpointing": train.checkpoint_activations,
+            "gradient_checkpointing": train.checkpoint_activations and self.model.supports_gradient_checkpointing,
             "seed": train.seed,
             "logging_steps": 1,
             "report_to": [],
@@ -121,13 +140,7 @@ class Work:
 
 
 def sft(work: Work) -> Trainer:
-    length = work.recipe.train.max_length
-    training, lost = tokenized(work.rows.training, work.cache, "tokens", work.tokenizer, length, conversations)
-    held, _ = tokenized(work.rows.evaluation, work.cache, "held_out_tokens", work.tokenizer, length, conversations)
-    if lost:
-        print(f"warning: {lost} conversations have no answer within {length} tokens: left out", file=sys.stderr)
-    if training is None:
-        raise FactoryError(f"no answer lies within train.max_length = {length} tokens: raise it")
+    training, held = work.tokenized("tokens", conversations, "conversations have no answer")
     arguments = SFTConfig(
         **work.arguments(training.num_rows),
         max_length=None,  # they are cut already
@@ -137,58 +150,65 @@ def sft(work: Work) -> Trainer:
     return score_by_own(SFTTrainer(args=arguments, train_dataset=training, eval_dataset=held, **work.shared()))
 
 
+class Dpo(DPOTrainer):
+    """TRL's, on rows that are tokens already: its own would cut long answers, and tokenize prompt and answer as one."""
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+        return dataset
+
+
 def dpo(work: Work) -> Trainer:
     told = work.recipe.dpo
+    training, held = work.tokenized("pairs", pairs, "pairs have no two answers")
     weighted: dict[str, Any] = {}
     if told.sft_weight:
         weighted = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, told.sft_weight]}
-    arguments = DPOConfig(
-        **work.arguments(work.rows.training.num_rows),
-        beta=told.beta,
-        max_length=work.recipe.train.max_length,
-        **weighted,
-    )
+    arguments = DPOConfig(**work.arguments(training.num_rows), beta=told.beta, max_length=None, **weighted)
     return score_by_own(
-        DPOTrainer(
+        Dpo(
             ref_model=work.load(work.recipe.model.start),
             args=arguments,
-            train_dataset=work.rows.training,
-            eval_dataset=work.rows.evaluation,
+            train_dataset=training,
+            eval_dataset=held,
             **work.shared(),
         )
     )
 
 
 def reward(work: Work) -> Trainer:
+    training, held = work.tokenized("comparisons", comparisons, "pairs have no two answers")
+    tokenizer = work.tokenizer
+    # transformers' reward models read at the last token that is no padding: it must be none that ends a row.
+    ends = {tokenizer.eos_token_id, *(ids[-1] for row in training.select(range(1)) for ids in row.values())}
+    if tokenizer.pad_token_id in ends:
+        ids = (*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *range(len(tokenizer)))
+        tokenizer.pad_token_id = next(id_ for id_ in ids if id_ not in ends)
     arguments = RewardConfig(
-        **work.arguments(work.rows.training.num_rows),
-        max_length=work.recipe.train.max_length,
+        **work.arguments(training.num_rows),
+        max_length=None,  # longer ones are left out already
         center_rewards_coefficient=work.recipe.reward.center or None,
     )
-    return RewardTrainer(
-        args=arguments,
-        train_dataset=work.rows.training,
-        eval_dataset=work.rows.evaluation,
-        **work.shared(),
-    )
+    return RewardTrainer(args=arguments, train_dataset=training, eval_dataset=held, **work.shared())
 
 
 def grpo(work: Work) -> Trainer:
     told = work.recipe.sample
-    arguments = work.arguments(_whole_batches(work, work.rows.training.num_rows * told.samples))
+    training, held = _prompts(work)
+    arguments = work.arguments(_whole_batches(work, training.num_rows * told.samples))
     micro = arguments["per_device_train_batch_size"]
     arguments["per_device_eval_batch_size"] = max(1, micro // told.samples) * told.samples
     return Grpo(
         args=_sampling(work, arguments, temperature=told.temperature),
         reference=work.load(work.recipe.model.start) if told.beta else None,
         divergence=told.beta,
-        **_sampled(work),
+        **_sampled(work, training, held),
     )
 
 
 def online_dpo(work: Work) -> Trainer:
     told = work.recipe.sample
-    arguments = work.arguments(_whole_batches(work, work.rows.training.num_rows))
+    training, held = _prompts(work)
+    arguments = work.arguments(_whole_batches(work, training.num_rows))
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         arguments[name] *= told.samples  # TRL counts samples, the recipe pairs
     return OnlineDpo(
@@ -196,7 +216,7 @@ def online_dpo(work: Work) -> Trainer:
         reference=work.load(work.recipe.model.start),
         strength=work.recipe.dpo.beta,
         sft_weight=work.recipe.dpo.sft_weight,
-        **_sampled(work),
+        **_sampled(work, training, held),
     )
 
 
@@ -225,10 +245,15 @@ def _sampling(work: Work, arguments: dict[str, Any], **more: Any) -> GRPOConfig:
     )
 
 
-def _sampled(work: Work) -> dict[str, Any]:
+def _prompts(work: Work) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    room = work.recipe.train.max_length - work.recipe.sample.max_new_tokens
+    return work.tokenized("prompts", prompts, "prompts are too long to be answered", room)
+
+
+def _sampled(work: Work, training: datasets.Dataset, held: datasets.Dataset | None) -> dict[str, Any]:
     return {
         "reward_funcs": list(rewards(work.recipe.sample)),
-        "train_dataset": work.rows.training,
-        "eval_dataset": work.rows.evaluation,
+        "train_dataset": training,
+        "eval_dataset": held,
         **work.shared(),
     }

@@ -129,7 +129,7 @@ def test_a_reward_model_is_read_by_transformers(place, tmp_path):
         ("grpo", '[sample]\nrewards = ["tests.verify.verifiers:ends_with"]\ncolumns = {ending = "gold"}\n', "'gold'"),
         ("dpo", "[dpo]\nbata = 1\n", "did you mean 'beta'"),
         ("rl", "", "must be one of 'sft'"),
-        ("sft", "[train]\ncheckpoint_activations = true\n", "only with model.implementation"),
+        ("grpo", '[sample]\nrewards = ["a:b"]\n[train]\nmax_length = 256\n', "no room for a prompt"),
     ],
 )
 def test_mistakes_are_told_before_training(place, tmp_path, stage, more, told):
