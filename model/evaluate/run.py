@@ -125,10 +125,13 @@ def evaluate(
     rows: list[dict[str, Any]] = []
 
     def save() -> None:
-        """Both together: the results of an earlier run in this folder stay whole until there are new ones."""
-        write_atomic(str(out / "evaluation.json"), json.dumps(resolved, indent=2) + "\n")
+        """The results of an earlier run in this folder stay whole until there are new ones. Who is killed between the
+        two leaves no answers that pass for finished ones, of this model or of the one before."""
+        path = str(out / "evaluation.json")
         if rows:
+            write_atomic(path, json.dumps(resolved | {"finished": []}, indent=2) + "\n")
             results.write(rows, out / "results.parquet")
+        write_atomic(path, json.dumps(resolved, indent=2) + "\n")
 
     for one, task in made.items():
         first, saved = len(rows), time.monotonic()

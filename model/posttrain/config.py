@@ -154,8 +154,11 @@ class SampleConfig:
     top_p: float = 1.0
     beta: float = 0.0
     """grpo: the weight of the Kullback-Leibler divergence from the starting model."""
+    iterations: int = 1
+    """grpo: steps on each batch of samples (μ in arXiv 2402.03300)."""
     clip: float = 0.2
-    """grpo: the ratio of new to old probability is clipped to 1 - clip .. 1 + clip."""
+    """grpo: the ratio of new to old probability is clipped to 1 - clip .. 1 + clip. In the first of `iterations` on a
+    batch, or the only one, it is 1."""
     vllm: str = ""
     """URL of a `trl vllm-serve` server that samples; empty: the model in training samples itself."""
 
@@ -205,6 +208,11 @@ class PostRecipe:
                 raise FactoryError(
                     f"sample.max_new_tokens = {self.sample.max_new_tokens}: leaves no room for a prompt in "
                     f"train.max_length = {self.train.max_length}: raise that"
+                )
+            if self.sample.iterations < 1 or (self.stage == "grpo" and self.train.save_every % self.sample.iterations):
+                raise FactoryError(
+                    f"sample.iterations = {self.sample.iterations}: train.save_every = {self.train.save_every} must be "
+                    "a multiple of it: a save does not hold the samples"
                 )
             if self.stage == "grpo" and self.train.batch_size % self.sample.samples:
                 raise FactoryError(

@@ -194,11 +194,11 @@ def reward(work: Work) -> Trainer:
 def grpo(work: Work) -> Trainer:
     told = work.recipe.sample
     training, held = _prompts(work)
-    arguments = work.arguments(_whole_batches(work, training.num_rows * told.samples))
+    arguments = work.arguments(_whole_batches(work, training.num_rows * told.samples) * told.iterations)
     micro = arguments["per_device_train_batch_size"]
     arguments["per_device_eval_batch_size"] = max(1, micro // told.samples) * told.samples
     return Grpo(
-        args=_sampling(work, arguments, temperature=told.temperature),
+        args=_sampling(work, arguments, temperature=told.temperature, num_iterations=told.iterations),
         reference=work.load(work.recipe.model.start) if told.beta else None,
         divergence=told.beta,
         **_sampled(work, training, held),

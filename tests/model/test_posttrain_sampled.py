@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from factory.engine.errors import FactoryError
 from model.posttrain import run
 from model.posttrain.grpo import choose
 from tests.model.posttrain import recipe, stopped, weights
@@ -143,6 +144,23 @@ def test_it_raises_the_reward_and_goes_on_where_it_was_stopped(place, tmp_path, 
     half = run.train(recipe(place, stage, tmp_path / "half", *words, more=more))
     before, after = weights(whole), weights(half)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_samples_serve_several_steps_within_the_clip(place, tmp_path, monkeypatch):
+    words = ("steps=4", "save_every=2", "batch_size=64", "learning_rate=1e-2")
+    more = SAMPLE + "iterations = 2\n"
+    whole = run.train(recipe(place, "grpo", tmp_path / "whole", *words, more=more))
+    sql = f"select num_tokens from '{whole}/metrics.parquet' where loss is not null order by step"
+    tokens = [count for (count,) in duckdb.sql(sql).fetchall()]
+    assert tokens[0] == tokens[1] < tokens[2] == tokens[3]  # each batch of samples has two steps
+    stopped(recipe(place, "grpo", tmp_path / "half", *words, more=more), 3, monkeypatch)
+    half = run.train(recipe(place, "grpo", tmp_path / "half", *words, more=more))
+    tight = run.train(recipe(place, "grpo", tmp_path / "tight", *words, "sample.clip=1e-6", more=more))
+    before, after, other = weights(whole), weights(half), weights(tight)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not all(torch.equal(before[name], other[name]) for name in before)
+    with pytest.raises(FactoryError, match="must be a multiple"):
+        recipe(place, "grpo", tmp_path / "odd", *words, "save_every=3", more=more)
 
 
 def test_micro_batches_change_nothing_and_prompts_come_in_order(place, tmp_path, monkeypatch):
