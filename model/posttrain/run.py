@@ -126,7 +126,10 @@ def load_model(path: str, implementation: str) -> PreTrainedModel:
     """A language model by our code or by transformers', in float32."""
     if is_ours(path, implementation):
         return LanguageModel.load(path)
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise FactoryError(f"{path}: no language model that can be read ({str(error).splitlines()[0]})") from error
 
 
 def _resolved(recipe: PostRecipe, dataset: dict[str, str]) -> dict[str, Any]:

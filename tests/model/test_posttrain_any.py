@@ -62,6 +62,9 @@ def test_a_head_begins_with_the_same_numbers_and_another_head_is_refused(gpt2, t
     AutoModelForSequenceClassification.from_pretrained(gpt2, num_labels=3).save_pretrained(tmp_path)
     with pytest.raises(FactoryError, match="AutoModelForSequenceClassification with 1 outputs"):
         load_headed(RewardModel, tmp_path, "auto")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FactoryError, match="no language model that can be read"):
+        run.load_model(str(tmp_path), "auto")
 
 
 def test_prompts_may_be_messages_and_answers_text(place):

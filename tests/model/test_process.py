@@ -197,5 +197,5 @@ def test_mistakes_are_told_before_training(folder, tmp_path):
     with pytest.raises(FactoryError, match="chains were cut by 'sentences'"):
         run.train(recipe(tmp_path, folder / "base", tmp_path / "out"))
     words = ("max_length=3", "evaluation_share=0")
-    with pytest.raises(FactoryError, match="no labelled step lies within"):
+    with pytest.raises(FactoryError, match="have no labelled step within"):
         run.train(recipe(folder, folder / "base", tmp_path / "short", *words))
