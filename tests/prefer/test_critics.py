@@ -186,6 +186,11 @@ def test_a_rubric_asks_nothing_twice_and_gives_the_same_bytes(tmp_path):
         ("Score: -3", [-3.0]),
         ("no score", []),
         ("Scoreboard 4", []),
+        ("Score (1-10): 8", [8.0]),
+        ("**Score (out of 10):** 4", [4.0]),
+        ('"score": 9', [9.0]),
+        ("Underscore: 5", []),
+        ("A score 1 is bad, and so is no score: none.", []),
     ],
 )
 def test_the_score_is_the_last_one(text, score):
@@ -201,6 +206,7 @@ def test_the_score_is_the_last_one(text, score):
         ('{"a": "1", "b": true}', []),
         ('{{"a": 1, "b": 2}', [1.0, 2.0]),
         ("[" * 5000 + "{" * 5000, []),
+        ('{"a": 1' + "0" * 400 + ', "b": 2}', [10**400, 2]),
     ],
 )
 def test_numbers_are_those_of_the_last_object(text, numbers):
