@@ -194,8 +194,8 @@ def draw(rng: random.Random, top: int, most: int, split: str) -> Chain:
         if len(chain) == length and split_of(chain) == split:
             return tuple(chain)
     raise FactoryError(
-        f"problems.Problems: no problem of the split {split!r} with {length} operations on numbers up to {top} is found: "
-        f"raise top = {top}" + (f", or lower steps = {most}" if length > 1 else "")
+        f"problems.Problems: no problem of the split {split!r} with {length} operations on numbers up to {top} is "
+        f"found: raise top = {top}, or change steps = {most}"
     )
 
 

@@ -16,12 +16,12 @@ from annotated_types import Ge, Le
 from factory.engine.errors import FactoryError
 from factory.engine.shard import with_column
 from factory.engine.step import Failure, Map, Memo, Regroup
+from factory.verify.check import check_verdict, columns
 from factory.verify.steps import Rule, split
 
 STEPS = pa.list_(pa.large_string())
 MADE = ("chain_id", "chain_verdict", "chain_steps", "chain_step")
 ASKED = ("response", "finish_reason", "prompt_tokens", "completion_tokens", "sample", "logprobs")
-JUDGED = ("", "_score", "_reason", "_confidence")
 CHAINS_OUT = 512
 
 
@@ -55,15 +55,15 @@ class Split(Regroup):
         }
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
-        _boolean(schema, self.verdict)
+        check_verdict(schema, self.verdict)
         return super().schema(schema)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
         for batch in batches:
-            columns = [batch.column(name).to_pylist() for name in self.needs()]
+            given = [batch.column(name).to_pylist() for name in self.needs()]
             at: list[int] = []
             made: dict[str, list[Any]] = {"id": [], "prompt": [], **{name: [] for name in MADE}}
-            for row, (id_, prompt, response, verdict) in enumerate(zip(*columns, strict=True)):
+            for row, (id_, prompt, response, verdict) in enumerate(zip(*given, strict=True)):
                 why = "no verdict" if verdict is None else "" if (response or "").strip() else "no step: it is empty"
                 if why:
                     yield Failure(id_, f"the chain has {why}", "", (response or "").encode(errors="replace"))
@@ -120,8 +120,8 @@ class Labels(Regroup):
         return ("prompt", "sample", *MADE, self.verdict)
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
-        _boolean(schema, self.verdict)
-        gone = {*MADE, *ASKED, *(self.verdict + end for end in JUDGED)}
+        check_verdict(schema, self.verdict)
+        gone = {*MADE, *ASKED, *columns(self.verdict)}
         for name, type_ in self._made().items():
             gone.discard(name)
             at = schema.get_field_index(name)
@@ -213,8 +213,8 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
     seen: set[str] = set()
     chain: _Chain | None = None
     for batch in batches:
-        columns = [batch.column(name).to_pylist() for name in ("chain_id", "chain_step", "sample", verdict)]
-        for row, (id_, step, sample, right) in enumerate(zip(*columns, strict=True)):
+        given = [batch.column(name).to_pylist() for name in ("chain_id", "chain_step", "sample", verdict)]
+        for row, (id_, step, sample, right) in enumerate(zip(*given, strict=True)):
             if chain is None or chain.id != id_:
                 if chain is not None:
                     yield chain
@@ -232,8 +232,3 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
 
 def _continued(prompt: Any, prefix: str) -> Any:
     return prompt + prefix if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": prefix}]
-
-
-def _boolean(schema: pa.Schema, name: str) -> None:
-    if name in schema.names and not pa.types.is_boolean(schema.field(name).type):
-        raise FactoryError(f"column {name!r} holds {schema.field(name).type}: a verdict is true or false")
