@@ -185,6 +185,8 @@ class _Chain:
     verdict: bool
     found: dict[int, dict[int, bool]] = field(default_factory=dict)
     """Of each step, by the number of the sample: whether it came to the right answer."""
+    asked: int = 0
+    """Roll-outs from a step, as far as the rows show."""
 
     @property
     def rolled(self) -> range:
@@ -193,11 +195,10 @@ class _Chain:
 
     def lost(self) -> str:
         """What is missing; empty where nothing is."""
-        asked = 1 + max((sample for found in self.found.values() for sample in found), default=0)
         for step in self.rolled:
-            if (there := len(self.found.get(step, ()))) < asked:
+            if (there := len(self.found.get(step, ()))) < self.asked:
                 return (
-                    f"step {step} has {there} of {asked} roll-outs: the others failed, have no verdict, or were "
+                    f"step {step} has {there} of {self.asked} roll-outs: the others failed, have no verdict, or were "
                     'dropped (verify.Verify: keep = "all")'
                 )
         return ""
@@ -224,6 +225,7 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
                 first = batch.take(pa.array([row]))  # a copy: a slice would hold the batch
                 steps, whole = first.column("chain_steps")[0].as_py(), first.column("chain_verdict")[0].as_py()
                 chain = _Chain(id_, first, steps, whole)
+            chain.asked = max(chain.asked, sample + 1)
             if right is not None:
                 chain.found.setdefault(step, {})[sample] = right
     if chain is not None:
