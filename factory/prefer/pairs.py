@@ -93,7 +93,9 @@ class Pairs(Regroup):
         if (first := next(batches, None)) is not None:
             counts: Counter[str] = Counter()
             schema = self.schema(first.schema)
-            yield from batched(self._rows(chain([first], batches), schema, counts), schema)
+            used = [name for name in first.schema.names if name in {*self.needs(), "sample", *schema.names}]
+            samples = (batch.select(used) for batch in chain([first], batches))  # without logprobs and the like
+            yield from batched(self._rows(samples, schema, counts), schema)
             yield Tally(counts)
 
     def _rows(
