@@ -164,6 +164,9 @@ class Process(_Model):
 
     name: str = "process"
 
+    version: ClassVar[int] = 1
+    """Of the rule by which steps are cut too (factory/verify/steps.py)."""
+
     @cached_property
     def _scorer(self) -> Steps:
         return Steps(self.model, self.revision)

@@ -167,3 +167,10 @@ def test_a_sample_without_a_prompt_or_a_response_fails_alone(tmp_path):
     check_law(built)
     assert read(built, "select id from rows order by id") == [("r0",), ("r4",)]
     assert built.counts["rows_failed"] == 3
+
+
+def test_what_has_no_rank_comes_after_all_that_have_one(tmp_path):
+    said = [("one", None), ("two", float("nan")), ("three", -5.0)]
+    rows = [{"prompt": "p", "response": text, "verdict": True, "score": score} for text, score in said]
+    built = build(make(source(tmp_path, rows, COLUMNS), rejected(keep=1, rank="score")), tmp_path / "runs")
+    assert read(built, "select response from rows") == [("three",)]
