@@ -18,7 +18,7 @@ if [ "${FAST:-}" = 1 ]; then
     top=9 most=2 corpus=12_000 test=500 samples=800 pairs=600 prompts=400 until=0.4 anneal=81_920 steps=12 batch=128 fast=true
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
-    top=29 most=3 corpus=40_000 test=1000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=40 batch=256 fast=false
+    top=29 most=3 corpus=40_000 test=1000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false
     hold=""
 fi
 
