@@ -47,13 +47,14 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class Size:
-    """A model, pairs in a step of DPO, completions in a step of GRPO, and their new tokens."""
+    """A model, the pairs and completions in a step, new tokens of a completion, and how much longer texts are."""
 
     vocabulary: int
     pairs: int
     completions: int
     tokens: int
     model: dict[str, Any]
+    long: int = 1
 
 
 SIZES = {
@@ -94,13 +95,15 @@ def prepare(folder: Path, size: Size, steps: int) -> None:
     train_bpe(iter(text), size.vocabulary, folder / "tok")
     ids = read_tokenizer(folder / "tok")[1]
     model = Transformer(
-        ModelConfig(vocab_size=len(ids), num_key_value_heads=2, max_position_embeddings=1024, **size.model)
+        ModelConfig(
+            **({"vocab_size": len(ids), "num_key_value_heads": 2, "max_position_embeddings": 1024} | size.model)
+        )
     )
     model.initialise(0)
     save_hf(model, folder / "base", folder / "tok", ids["<|im_end|>"])
 
     def said(low: int, high: int) -> str:
-        return " ".join(chance.choices(words, k=chance.randint(low, high)))
+        return " ".join(chance.choices(words, k=size.long * chance.randint(low, high)))
 
     count = (steps + 1) * max(size.pairs, size.completions // SAMPLES)
     rows = [{"prompt": said(4, 8), "chosen": " " + said(6, 12), "rejected": " " + said(6, 12)} for _ in range(count)]
@@ -248,12 +251,12 @@ def main() -> None:
     print(
         f"{platform.machine()}, {options.threads} thread(s), torch {torch.__version__}, float32, {options.steps} steps"
     )
-    print(f"{'':14}{'':8}{'CPU ms':>9}{'wall ms':>9}{'ours faster':>13}{'peak MB':>9}{'loss':>9}")
+    print(f"{'':16}{'':8}{'CPU ms':>9}{'wall ms':>9}{'ours faster':>13}{'peak MB':>9}{'loss':>9}")
     for name in options.sizes:
         for stage in options.stages:
             found = measure(stage, SIZES[name], options.steps, options.threads)
             for who, row in found.items():
-                print(f"{f'{name} {stage}':14}{who:8}{row['cpu'] * 1e3:9.1f}{row['wall'] * 1e3:9.1f}", end="")
+                print(f"{f'{name} {stage}':16}{who:8}{row['cpu'] * 1e3:9.1f}{row['wall'] * 1e3:9.1f}", end="")
                 print(f"{row['cpu'] / found['ours']['cpu']:12.2f}x{row['memory']:9.0f}{row['loss']:9.4f}", flush=True)
             if stage == "dpo" and abs(found["ours"]["loss"] - found["trl"]["loss"]) > 2e-3:
                 raise SystemExit("the losses differ: not the same work")

@@ -256,7 +256,7 @@ class StageConfig:
     shorter)."""
     weights: dict[str, float] = field(default_factory=dict)
     """As [data.weights], for this stage."""
-    until: float | None = None
+    until: float = 0.0
     """The stage ends when the probe reaches this accuracy (0 to 1), or after its `tokens` at the latest. Its schedule
     must be `constant`: another would need to know how long it takes."""
     optimizer: Schedule | None = None

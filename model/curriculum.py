@@ -34,7 +34,7 @@ class Stage:
     schedule: Schedule
     schedule_first: int
     schedule_steps: int
-    until: float | None = None
+    until: float = 0.0
 
     @property
     def last(self) -> int:
@@ -119,7 +119,7 @@ def _scheduled(found: list[Stage], recipe: TrainRecipe) -> list[Stage]:
         first, steps = part[0].first, sum(stage.steps for stage in part)
         part[0].schedule.check(f"stage {part[0].name}" if recipe.stages else "optimizer", steps)
         for stage in part:
-            if stage.until is not None and stage.schedule.schedule != "constant":
+            if stage.until and stage.schedule.schedule != "constant":
                 raise FactoryError(
                     f"stage {stage.name}: until = {stage.until} with schedule = {stage.schedule.schedule!r}: how long "
                     'it takes is not known before: say schedule = "constant", and let a later stage begin another'

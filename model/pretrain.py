@@ -300,11 +300,11 @@ class Pretraining:
             return None
         model, probe = gathered(self.model, self.world, getattr(torch, self.recipe.train.dtype)), self.probe
         (accuracy,) = self.world.sums(self.world.together(lambda: probe(model)) or 0.0)
-        if stage.until is not None and accuracy >= stage.until:
+        if stage.until and accuracy >= stage.until:
             self.ends[stage.name] = self.step
             self._plan()
             self.stage = next(one for one in self.stages if one.name == stage.name)
-        elif stage.until is not None and at_last and self.world.first:
+        elif stage.until and at_last and self.world.first:
             told = f"its {stage.tokens:,} tokens with a probe of {accuracy:.1%}, below until = {stage.until}"
             print(f"warning: stage {stage.name} ended after {told}", file=sys.stderr)
         return accuracy

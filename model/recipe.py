@@ -225,9 +225,9 @@ def _check_stage(where: str, stage: StageConfig, recipe: TrainRecipe) -> None:
             raise FactoryError(f"{where}: {name} = {getattr(stage, name)}: must be a number, not negative")
     if stage.maximum_share is not None and not 0 < stage.maximum_share <= 1:
         raise FactoryError(f"{where}: maximum_share = {stage.maximum_share}: must be above 0 and at most 1")
-    if stage.until is not None and not 0 < stage.until <= 1:
-        raise FactoryError(f"{where}: until = {stage.until}: must be above 0 and at most 1")
-    if stage.until is not None and not recipe.probe.data:
+    if not 0 <= stage.until <= 1:
+        raise FactoryError(f"{where}: until = {stage.until}: must be from 0 to 1")
+    if stage.until and not recipe.probe.data:
         raise FactoryError(f"{where}: until = {stage.until}, but nothing is asked: say data and reward in [probe]")
     for part in (stage.rope_scaling, stage.dual_chunk_attention_config):
         if part is not None:

@@ -119,7 +119,7 @@ def describe(recipe: TrainRecipe, work: Pretraining) -> None:
     for stage in work.stages:
         named = f"stage {stage.name}: " if recipe.stages else ""
         whole = f", {stage.maximum_share:.0%} of the tokens at full length" if stage.maximum_share < 1 else ""
-        until = f", or until the probe reaches {stage.until:.0%}" if stage.until is not None else ""
+        until = f", or until the probe reaches {stage.until:.0%}" if stage.until else ""
         print(
             f"{named}{stage.tokens:,} tokens = {stage.steps:,} steps of {stage.batch_size} sequences of "
             f"{stage.sequence_length:,} tokens{whole}{until}"

@@ -88,7 +88,7 @@ def test_the_reference_is_what_the_steps_say():
     assert written == reference.markdown(), "docs/reference.md is old: factory steps --markdown > docs/reference.md"
 
 
-ROOMS = ["engine", "kernels", "corpus", "model", "report", "sandbox", "synth", "teacher", "verify"]
+ROOMS = ["engine", "kernels", "corpus", "model", "prefer", "report", "sandbox", "synth", "teacher", "verify"]
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -48,7 +48,9 @@ def _type_text(hint: object) -> str:
 
 def _bound(bound: object) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
-    return ", ".join(f"{s} {getattr(bound, n)}" for n, s in signs.items() if getattr(bound, n, None) is not None)
+    found = {sign: getattr(bound, name, None) for name, sign in signs.items()}
+    # 1.0 as 1: equal bounds of two steps are one object to Python, that of whichever was imported first.
+    return ", ".join(f"{sign} {int(at) if at == int(at) else at}" for sign, at in found.items() if at is not None)
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -189,7 +189,7 @@ def test_two_processes_get_the_answers_of_one(probed: Path, dataset: Path, tmp_p
     ("old", "new", "message"),
     [
         (f'reward = "{REWARD}"\n', "", r"\[probe\] needs both: data, the questions, and reward"),
-        ("until = 0.8", "until = 1.5", r"stage learn: until = 1\.5: must be above 0 and at most 1"),
+        ("until = 0.8", "until = 1.5", r"stage learn: until = 1\.5: must be from 0 to 1"),
         ('schedule = "constant"', 'schedule = "wsd"', r"stage learn: until = 0\.8 with schedule = 'wsd': how long"),
         ("begins", "beginz", r"tests\.model\.test_probe has no function 'beginz'"),
         ('expected = "gold"', 'expcted = "gold"', r"no parameter 'expcted' \(did you mean 'expected'"),

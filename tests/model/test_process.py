@@ -107,7 +107,8 @@ def test_it_finds_the_planted_step(folder, trained):
     said = [int(row["process_reason"].removeprefix("step ").partition(":")[0]) - 1 for row in judged(trained, chains)]
     found = sum(place == one.wrong for place, one in zip(said, chains, strict=True)) / 200
     last = sum(one.wrong == 3 for one in chains) / 200
-    assert last < 0.35 and found > 0.6  # by chance one in four
+    print(f"the wrong step of 200 chains of four: found {found:.3f}, by chance .25, always the last {last:.3f}")
+    assert last < 0.35 and found > 0.6
     (told,) = duckdb.sql(
         f"select eval_accuracy, eval_first_wrong, eval_all_right from '{folder}/prm/metrics.parquet' "
         "where eval_loss is not null"
@@ -119,7 +120,7 @@ def test_best_of_four_by_its_rank_is_right_more_often_than_one_by_chance(trained
     rows = []
     for number in range(100):
         rng = Random(1000 + number)
-        values = problem(rng, 3, **EASY)
+        values = problem(rng, 4, **EASY)
         chains = [worked(values), *(worked(values, rng, EASY["top"]) for _ in range(3))]
         for place, one in enumerate(rng.sample(chains, 4)):
             row = {"id": f"p{number}-{place}", "text": "", "prompt": f"{one.prompt}", "response": "".join(one.steps)}
@@ -136,7 +137,8 @@ def test_best_of_four_by_its_rank_is_right_more_often_than_one_by_chance(trained
     )
     sql = f"select count(distinct prompt), avg((response like '%' || gold)::int) from '{built.folder}/rows/*.parquet'"
     ((prompts, right),) = duckdb.sql(sql).fetchall()
-    assert prompts > 20 and right > 0.6  # one of four is right
+    print(f"best of four, of {prompts} problems: {right:.3f} right, by chance .25")
+    assert prompts > 30 and right > 0.5
 
 
 def test_it_is_what_transformers_reads(trained):
