@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from factory.engine.errors import FactoryError
-from factory.prefer.critics import json_numbers, last_score
+from factory.prefer.critics import Opinion, Rubric, json_numbers, last_score
 from factory.teacher.scoring import Likelihoods, Rewards, Steps
 from factory.verify.check import columns
 from factory.verify.steps import split
@@ -211,3 +211,9 @@ def test_the_score_is_the_last_one(text, score):
 )
 def test_numbers_are_those_of_the_last_object(text, numbers):
     assert json_numbers(text, ["a", "b"]) == numbers
+
+
+def test_an_answer_without_a_score_is_no_vote_against():
+    rubric = Rubric(model="m", prompt=str(REPOSITORY / "recipes/prompts/judge.jinja"))
+    assert rubric._opinion(["good", "?", "??"], [1.0, None, None]) == Opinion(True, 1.0, "good", 1 / 3)
+    assert rubric._opinion(["good", "bad", "?"], [1.0, 0.0, None]) == Opinion(False, 0.5, "bad", 1 / 3)
