@@ -18,7 +18,7 @@ from tests.engine.build import check_law, content
 from tests.solver import MOST, TOP, solver
 from tests.teacher.vllm_server import serving
 
-PROBLEMS = 300
+PROBLEMS = 200
 SAMPLES = "math_sft_unverified"
 JUDGES = ("math_sft", "math_pairs", "grpo_prompts")
 GREEDY = {"temperature": "0", "n": "1"}
