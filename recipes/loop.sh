@@ -4,6 +4,7 @@
 #     recipes/loop.sh             needs the dataset of recipes/quickstart.toml in FACTORY_RUNS (default runs)
 #     SEED=1 recipes/loop.sh      other problems, other weights, other samples
 #     FAST=1 recipes/loop.sh      smaller numbers, fewer problems: about a minute, with conditions that must hold
+#     NUMBERS="until=0.2 steps=8" FAST=1 recipes/loop.sh      some of its numbers (below) set otherwise
 #
 # Killed at any moment, the same command goes on where it stopped. What runs beside the rest writes to FACTORY_RUNS/logs.
 set -euo pipefail
@@ -21,11 +22,15 @@ else
     top=29 most=3 corpus=40_000 test=1000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false
     hold=""
 fi
+eval "${NUMBERS:-}"
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '\033[1m$ %s\033[0m\n' "$*"; "$@"; }
-# beside NAME COMMAND…: starts it beside the rest; join NAME waits for it and shows how it ended.
 mkdir -p "$runs/logs"
+# One at a time, and none while a job that a killed one left behind still runs: all that is started here holds the lock.
+exec 9>"$runs/logs/lock"
+flock --nonblock 9 || { say "Waiting for what another run in $runs still does"; flock 9; }
+# beside NAME COMMAND…: starts it beside the rest; join NAME waits for it and shows how it ended.
 declare -A jobs
 beside() {
     local log="$runs/logs/$1.log"
@@ -34,7 +39,8 @@ beside() {
     jobs[$1]=$!
 }
 join() { wait "${jobs[$1]}" && tail -n "${2:-1}" "$runs/logs/$1.log" || { cat "$runs/logs/$1.log"; exit 1; }; }
-trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT
+# A job is a command, or a shell with one in it, which would go on without it.
+trap 'for job in $(jobs -p); do kill $(cat "/proc/$job/task/$job/children") "$job"; done 2>/dev/null' EXIT
 # last RUN [STAGE]: the last step of a training, or of one of its stages.
 last() { python -c 'import sys, pyarrow.parquet as pq
 rows = pq.read_table(sys.argv[1]).to_pylist()

@@ -23,7 +23,7 @@ import torch
 import transformers
 import trl
 from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside, make_folder, write_atomic
@@ -50,6 +50,7 @@ SHOWN = {
     "eval_accuracy": "held-out accuracy",
     "eval_first_wrong": "first wrong step found",
 }
+WHOLE = "whole"  # a file in a checkpoint to go on from
 STAGES = {
     "sft": stages.sft,
     "dpo": stages.dpo,
@@ -66,7 +67,8 @@ def train(recipe: PostRecipe) -> Path:
     trainer = STAGES[recipe.stage](work)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Told())
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work.folder / "checkpoint" / "trainer")))
+    trainer.add_callback(Saved())
+    trainer.train(resume_from_checkpoint=_last(work.folder / "checkpoint" / "trainer"))
     _export(trainer, work)
     _metrics(trainer.state.log_history, work.folder)
     shutil.rmtree(work.cache)
@@ -148,6 +150,25 @@ def _same(folder: Path, resolved: dict[str, Any]) -> None:
             raise FactoryError(
                 f"{folder} holds another training: [{name}] differs. Give out=FOLDER, or remove that folder"
             )
+
+
+class Saved(TrainerCallback):
+    """Marks a checkpoint as whole: the trainer writes its files in place, one after the other."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / WHOLE).touch()
+
+
+def _last(folder: Path) -> str | None:
+    """The last whole checkpoint, to go on from; those that a kill left unfinished are removed."""
+    whole = []
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (path / WHOLE).is_file():
+            whole.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)  # of several processes the first one removes it
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 class Told(TrainerCallback):
