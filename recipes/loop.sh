@@ -16,10 +16,10 @@ seed="${SEED:-0}"
 version=2026.11.20
 
 if [ "${FAST:-}" = 1 ]; then
-    top=9 most=2 corpus=12_000 test=500 samples=800 pairs=600 prompts=400 until=0.4 anneal=81_920 steps=12 batch=128 fast=true
+    top=9 most=2 corpus=12_000 test=3000 samples=800 pairs=600 prompts=400 until=0.4 anneal=81_920 steps=12 batch=128 fast=true
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
-    top=29 most=3 corpus=40_000 test=1000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false
+    top=29 most=3 corpus=40_000 test=2000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false
     hold=""
 fi
 eval "${NUMBERS:-}"
@@ -54,7 +54,7 @@ say "Word problems: a corpus with mistakes and garbage in it, and what a filter 
 problems math_corpus --set count=$corpus --set seed="$seed"
 run factory run recipes/math_tokens.toml
 run factory run recipes/text_tokens.toml --set tokenizer="$(data math_tokens)/tokenizer"
-problems math_problems --name math_validation --set split=validation --set count=300
+problems math_problems --name math_validation --set split=validation --set count=2000
 problems math_problems --name math_test --set split=test --set count=$test
 
 say "A base model learns from real text and problems, short sequences first"
