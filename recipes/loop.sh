@@ -16,10 +16,10 @@ seed="${SEED:-0}"
 version=2026.11.20
 
 if [ "${FAST:-}" = 1 ]; then
-    top=9 most=2 corpus=12_000 test=3000 samples=800 pairs=600 prompts=400 until=0.4 anneal=81_920 steps=12 batch=128 fast=true
+    top=9 most=2 corpus=12_000 test=3000 samples=800 pairs=600 prompts=400 until=0.4 anneal=81_920 steps=12 batch=128 fast=true draws=8
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
-    top=29 most=3 corpus=40_000 test=2000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false
+    top=29 most=3 corpus=40_000 test=2000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false draws=2
     hold=""
 fi
 eval "${NUMBERS:-}"
@@ -99,5 +99,5 @@ noisy=()
 [ "${FAST:-}" = 1 ] || { join noisy_base; noisy=("noisy=$(model noisy_base)"); }
 run python -m model.evaluate.compare "base=$(model math_base)" "${noisy[@]}" "sft=$(model math_sft)" \
     "unverified=$(model unverified_sft)" "dpo=$(model math_dpo)" "grpo=$(model math_grpo)" "controls=${noisy:+noisy,}unverified" \
-    "data=$(data math_test)" verifier=mathematics:correct 'columns={answer = "gold"}' max_new_tokens=40 \
+    "data=$(data math_test)" verifier=mathematics:correct 'columns={answer = "gold"}' max_new_tokens=40 samples=$draws \
     "out=$runs/accuracy" ${hold:+"assert=$hold"}
