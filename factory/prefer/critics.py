@@ -164,6 +164,9 @@ class Process(_Model):
 
     name: str = "process"
 
+    version: ClassVar[int] = 1
+    """Of the rule by which steps are cut too (factory/verify/steps.py)."""
+
     @cached_property
     def _scorer(self) -> Steps:
         return Steps(self.model, self.revision)
@@ -254,7 +257,12 @@ class Rubric(Asking):
         return Opinion(passes, score, texts[agree.index(True)], sum(agree) / len(votes))
 
 
-_SCORE = re.compile(r"score\W{0,6}?(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_SCORE = re.compile(
+    r"\bscore\b[^\w\n(:=]{0,6}"
+    r"(?:\([^()\n]{0,40}\)[^\w\n:=]{0,6})?"  # its scale, as in `Score (1-10): 8`
+    r"[:=]\W{0,6}?(-?\d+(?:\.\d+)?)",
+    re.IGNORECASE,
+)
 
 
 def last_score(text: str) -> list[float]:
@@ -264,7 +272,7 @@ def last_score(text: str) -> list[float]:
 
 def json_numbers(text: str, fields: Sequence[str]) -> list[float]:
     """The numbers of these names in the last JSON object that has them all; none where there is no such object."""
-    found: list[float] = []
+    found: list[Any] = []
     decoder = json.JSONDecoder()
     at = text.find("{")
     while at >= 0:
@@ -275,6 +283,6 @@ def json_numbers(text: str, fields: Sequence[str]) -> list[float]:
         else:
             numbers = [value.get(name) for name in fields]
             if all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-                found = [float(number) for number in numbers]
+                found = numbers
         at = text.find("{", end)
     return found

@@ -14,8 +14,8 @@ import pyarrow as pa
 from annotated_types import Ge, Le
 
 from factory.engine.errors import FactoryError
-from factory.engine.step import Regroup, Tally
-from factory.teacher.samples import batched, groups, id_of_prompt, normalised, of_prompt
+from factory.engine.step import Memo, Regroup, Tally
+from factory.teacher.samples import batched, check_whole, groups, id_of_prompt, normalised, of_prompt
 from factory.teacher.scoring import DIGITS
 
 MESSAGES = pa.list_(pa.struct([("role", pa.large_string()), ("content", pa.large_string())]))
@@ -75,21 +75,27 @@ class Pairs(Regroup):
     def schema(self, schema: pa.Schema) -> pa.Schema:
         type_ = schema.field(self.prompt).type
         texts = pa.types.is_string(type_) or pa.types.is_large_string(type_)
-        if not texts and not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+        if not texts and not is_messages(type_):
             raise FactoryError(f"column {self.prompt!r} holds {type_}: a prompt is a text or a list of messages")
         said = pa.large_string() if texts else MESSAGES
         kept = [n for n in of_prompt(schema.names, self.response) if n not in (self.prompt, "prompt")]
-        first = [("id", pa.large_string()), ("prompt", said), ("chosen", said), ("rejected", said)]
+        first = [("id", pa.large_string()), ("prompt", type_), ("chosen", said), ("rejected", said)]
         scores = [(name, pa.float32()) for name in ("chosen_score", "rejected_score", "margin")]
         last = [("chosen_id", pa.large_string()), ("rejected_id", pa.large_string()), *scores]
         made = {name for name, _ in (*first, *last)}
         return pa.schema([*first, *(schema.field(name) for name in kept if name not in made), *last])
 
+    def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        check_whole(batch.filter(pa.array(memo.alive)), self.prompt, self.response)
+        return batch
+
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Tally]:
         if (first := next(batches, None)) is not None:
             counts: Counter[str] = Counter()
             schema = self.schema(first.schema)
-            yield from batched(self._rows(chain([first], batches), schema, counts), schema)
+            used = [name for name in first.schema.names if name in {*self.needs(), "sample", *schema.names}]
+            samples = (batch.select(used) for batch in chain([first], batches))  # without logprobs and the like
+            yield from batched(self._rows(samples, schema, counts), schema)
             yield Tally(counts)
 
     def _rows(
@@ -155,11 +161,18 @@ class Pairs(Regroup):
             opinions = [row[name] for name in self.critics if row[name] is not None]
             return sum(opinions) / len(opinions)
         if self.vote == "minimum":
-            return float(min(score for score in scores if score is not None))
+            return float(min((score for score in scores if score is not None), default=0.0))
         sure = [row[f"{name}_confidence"] or 0.0 for name in self.critics]
         weights = [w * c for w, c in zip(self.weights or [1.0] * len(sure), sure, strict=True)]
         told = [(w, score) for w, score in zip(weights, scores, strict=True) if score is not None and w]
         return sum(w * score for w, score in told) / sum(w for w, _ in told) if told else 0.0
+
+
+def is_messages(type_: pa.DataType) -> bool:
+    """Whether values are lists of messages, with a role and a content and perhaps more."""
+    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not pa.types.is_struct(type_.value_type):
+        return False
+    return {"role", "content"} <= {field.name for field in type_.value_type}
 
 
 def _differences(values: list[Any], split: int) -> np.ndarray:

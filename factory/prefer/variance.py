@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from factory.engine.errors import FactoryError
-from factory.engine.step import Regroup, Tally
-from factory.teacher.samples import batched, groups, id_of_prompt, of_prompt
+from factory.engine.step import Memo, Regroup, Tally
+from factory.teacher.samples import batched, check_whole, groups, id_of_prompt, of_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,15 @@ class Variance(Regroup):
     def schema(self, schema: pa.Schema) -> pa.Schema:
         if self.reward in schema.names and not _is_number(schema.field(self.reward).type):
             raise FactoryError(f"column {self.reward!r} holds {schema.field(self.reward).type}: rewards are numbers")
-        return super().schema(pa.schema([schema.field(name) for name in of_prompt(schema.names)]))
+        kept = [schema.field(name) for name in of_prompt(schema.names) if name != self.reward]
+        return super().schema(pa.schema(kept))
 
     def adds(self) -> dict[str, pa.DataType]:
         return {"samples": pa.int32(), "reward_mean": pa.float32(), "reward_variance": pa.float32()}
+
+    def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        check_whole(batch.filter(pa.array(memo.alive)), self.prompt)
+        return batch
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Tally]:
         if (first := next(batches, None)) is not None:

@@ -7,12 +7,14 @@ or all votes are the same, so that chance agrees as well.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations, permutations
 
 Pattern = tuple[bool | None, ...]
 Votes = Mapping[Pattern, int]
 PREFIX = "votes "
+VOTE = re.compile(r" (.+?)=([01-])(?= |$)")
 SAID = {"1": True, "0": False, "-": None}
 SHOWN = 4
 """Patterns that are shown, the most frequent ones."""
@@ -23,9 +25,9 @@ def read(tally: Mapping[str, int]) -> dict[tuple[str, ...], dict[Pattern, int]]:
     found: dict[tuple[str, ...], dict[Pattern, int]] = {}
     for name, count in tally.items():
         if name.startswith(PREFIX):
-            votes = [vote.rpartition("=") for vote in name.removeprefix(PREFIX).split()]
-            critics = tuple(critic for critic, _, _ in votes)
-            found.setdefault(critics, {})[tuple(SAID[said] for _, _, said in votes)] = count
+            votes = VOTE.findall(name)
+            critics = tuple(critic for critic, _ in votes)
+            found.setdefault(critics, {})[tuple(SAID[said] for _, said in votes)] = count
     return found
 
 
@@ -58,9 +60,9 @@ def cohen(votes: Votes, a: int, b: int) -> float | None:
 
 
 def fleiss(votes: Votes) -> float | None:
-    """Fleiss' kappa of all critics (1971), of the responses of which each says something."""
-    raters = len(next(iter(votes), ()))
-    full = of(votes, *range(raters))
+    """Fleiss' kappa (1971) of the critics that have opinions at all, of the responses of which each of them has one."""
+    critics = [place for place, said in enumerate(zip(*votes, strict=True)) if any(vote is not None for vote in said)]
+    raters, full = len(critics), of(votes, *critics)
     total = sum(full.values())
     if not total or raters < 2:
         return None

@@ -33,8 +33,11 @@ HELD_OUT = {"validation": range(0, 5), "test": range(95, 100)}
 PART = 250
 """Problems in a task at least."""
 PARTS = 16
-"""Tasks at most."""
+"""Tasks at most, but where a task would be more than a shard."""
+ROW_BYTES = 200
 BATCH = 8192
+TRIES = 100_000
+"""Chains that are drawn for a problem, at most."""
 
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
 THINGS = ("apples", "books", "coins", "eggs", "marbles", "pens", "shells", "stamps")
@@ -131,9 +134,9 @@ class Problems(Source):
             raise FactoryError("slips, operations and garbage: their sum is above 1")
 
     def splits(self, context: Context, target: int) -> list[Split]:
-        parts = max(1, min(self.count // PART, PARTS))
+        parts = max(1, min(self.count // PART, PARTS), self.count * ROW_BYTES // max(target, ROW_BYTES))
         cuts = [self.count * part // parts for part in range(parts + 1)]
-        return [Split(f"{self.split}-{a}", a, b, (b - a) * 200) for a, b in itertools.pairwise(cuts)]
+        return [Split(f"{self.split}-{a}", a, b, (b - a) * ROW_BYTES) for a, b in itertools.pairwise(cuts)]
 
     def identities(self, context: Context, splits: list[Split]) -> list[dict[str, Any]]:
         """None: the options are all there is."""
@@ -172,9 +175,12 @@ class Problems(Source):
 
 
 def draw(rng: random.Random, top: int, most: int, split: str) -> Chain:
-    """A chain of 1 to `most` steps of the split, its numbers up to `top`, its values from 0 to 99."""
+    """A chain of 1 to `most` steps of the split, its numbers up to `top`, its values from 0 to 99.
+
+    FactoryError where there is none, or hardly any.
+    """
     length = rng.randint(1, most)
-    while True:
+    for _ in range(TRIES):
         chain: list[Step] = []
         value = rng.randint(1, top)
         for _ in range(length):
@@ -187,6 +193,10 @@ def draw(rng: random.Random, top: int, most: int, split: str) -> Chain:
             value = after
         if len(chain) == length and split_of(chain) == split:
             return tuple(chain)
+    raise FactoryError(
+        f"problems.Problems: no problem of the split {split!r} with {length} operations on numbers up to {top} is "
+        f"found: raise top = {top}, or change steps = {most}"
+    )
 
 
 def apply(kind: str, left: int, right: int) -> int:

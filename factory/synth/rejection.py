@@ -15,7 +15,8 @@ from annotated_types import Ge
 from factory.engine.errors import FactoryError
 from factory.engine.gather import with_payload
 from factory.engine.step import Gather, Memo
-from factory.teacher.samples import keys, normalised
+from factory.teacher.samples import check_whole, keys, normalised
+from factory.verify.check import check_verdict
 
 if TYPE_CHECKING:
     from factory.engine.gather import Exchange, Part, Records
@@ -64,8 +65,7 @@ class RejectionSample(Gather):
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         for name in self.verdicts:
-            if name in schema.names and not pa.types.is_boolean(schema.field(name).type):
-                raise FactoryError(f"column {name!r} holds {schema.field(name).type}: a verdict is true or false")
+            check_verdict(schema, name)
         rank = schema.field(self.rank).type if self.rank in schema.names else pa.float64()
         if not (pa.types.is_floating(rank) or pa.types.is_integer(rank)):
             raise FactoryError(f"column {self.rank!r} holds {rank}: responses are ranked by numbers")
@@ -73,6 +73,7 @@ class RejectionSample(Gather):
 
     def emit(self, batch: pa.RecordBatch, memo: Memo, docs: np.ndarray) -> dict[str, Any]:
         living = batch.filter(pa.array(memo.alive))
+        check_whole(living, self.prompt, self.response)
         found = np.zeros(living.num_rows, SAMPLE)
         found["key"], found["high"] = keys(living.column(self.prompt)).T
         found["doc"], found["right"] = docs[memo.alive], _right(living, self.verdicts)

@@ -16,12 +16,12 @@ from annotated_types import Ge, Le
 from factory.engine.errors import FactoryError
 from factory.engine.shard import with_column
 from factory.engine.step import Failure, Map, Memo, Regroup
+from factory.verify.check import check_verdict, columns
 from factory.verify.steps import Rule, split
 
 STEPS = pa.list_(pa.large_string())
 MADE = ("chain_id", "chain_verdict", "chain_steps", "chain_step")
 ASKED = ("response", "finish_reason", "prompt_tokens", "completion_tokens", "sample", "logprobs")
-JUDGED = ("", "_score", "_reason", "_confidence")
 CHAINS_OUT = 512
 
 
@@ -55,15 +55,15 @@ class Split(Regroup):
         }
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
-        _boolean(schema, self.verdict)
+        check_verdict(schema, self.verdict)
         return super().schema(schema)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
         for batch in batches:
-            columns = [batch.column(name).to_pylist() for name in self.needs()]
+            given = [batch.column(name).to_pylist() for name in self.needs()]
             at: list[int] = []
             made: dict[str, list[Any]] = {"id": [], "prompt": [], **{name: [] for name in MADE}}
-            for row, (id_, prompt, response, verdict) in enumerate(zip(*columns, strict=True)):
+            for row, (id_, prompt, response, verdict) in enumerate(zip(*given, strict=True)):
                 why = "no verdict" if verdict is None else "" if (response or "").strip() else "no step: it is empty"
                 if why:
                     yield Failure(id_, f"the chain has {why}", "", (response or "").encode(errors="replace"))
@@ -120,8 +120,8 @@ class Labels(Regroup):
         return ("prompt", "sample", *MADE, self.verdict)
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
-        _boolean(schema, self.verdict)
-        gone = {*MADE, *ASKED, *(self.verdict + end for end in JUDGED)}
+        check_verdict(schema, self.verdict)
+        gone = {*MADE, *ASKED, *columns(self.verdict)}
         for name, type_ in self._made().items():
             gone.discard(name)
             at = schema.get_field_index(name)
@@ -185,6 +185,8 @@ class _Chain:
     verdict: bool
     found: dict[int, dict[int, bool]] = field(default_factory=dict)
     """Of each step, by the number of the sample: whether it came to the right answer."""
+    asked: int = 0
+    """Roll-outs from a step, as far as the rows show."""
 
     @property
     def rolled(self) -> range:
@@ -193,11 +195,10 @@ class _Chain:
 
     def lost(self) -> str:
         """What is missing; empty where nothing is."""
-        asked = 1 + max((sample for found in self.found.values() for sample in found), default=0)
         for step in self.rolled:
-            if (there := len(self.found.get(step, ()))) < asked:
+            if (there := len(self.found.get(step, ()))) < self.asked:
                 return (
-                    f"step {step} has {there} of {asked} roll-outs: the others failed, have no verdict, or were "
+                    f"step {step} has {there} of {self.asked} roll-outs: the others failed, have no verdict, or were "
                     'dropped (verify.Verify: keep = "all")'
                 )
         return ""
@@ -213,8 +214,8 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
     seen: set[str] = set()
     chain: _Chain | None = None
     for batch in batches:
-        columns = [batch.column(name).to_pylist() for name in ("chain_id", "chain_step", "sample", verdict)]
-        for row, (id_, step, sample, right) in enumerate(zip(*columns, strict=True)):
+        given = [batch.column(name).to_pylist() for name in ("chain_id", "chain_step", "sample", verdict)]
+        for row, (id_, step, sample, right) in enumerate(zip(*given, strict=True)):
             if chain is None or chain.id != id_:
                 if chain is not None:
                     yield chain
@@ -224,6 +225,7 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
                 first = batch.take(pa.array([row]))  # a copy: a slice would hold the batch
                 steps, whole = first.column("chain_steps")[0].as_py(), first.column("chain_verdict")[0].as_py()
                 chain = _Chain(id_, first, steps, whole)
+            chain.asked = max(chain.asked, sample + 1)
             if right is not None:
                 chain.found.setdefault(step, {})[sample] = right
     if chain is not None:
@@ -232,8 +234,3 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
 
 def _continued(prompt: Any, prefix: str) -> Any:
     return prompt + prefix if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": prefix}]
-
-
-def _boolean(schema: pa.Schema, name: str) -> None:
-    if name in schema.names and not pa.types.is_boolean(schema.field(name).type):
-        raise FactoryError(f"column {name!r} holds {schema.field(name).type}: a verdict is true or false")

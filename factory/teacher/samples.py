@@ -26,6 +26,13 @@ def keys(prompts: pa.Array) -> np.ndarray:
     return np.frombuffer(numbers, np.uint64).reshape(-1, 2)
 
 
+def check_whole(batch: pa.RecordBatch, *names: str) -> None:
+    """ValueError where a row lacks one of these: its own fault, so it fails alone."""
+    for name in names:
+        if batch.column(name).null_count:
+            raise ValueError(f"a sample without a {name}")
+
+
 def normalised(text: str) -> str:
     """A text without differences of white space and of case."""
     return " ".join(text.split()).casefold()

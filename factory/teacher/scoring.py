@@ -79,8 +79,8 @@ class Scorer:
             longest = len(rows[order[0]])
             size = max(1, min(self.batch_tokens, LOGITS // wide) // longest)
             taken, order = order[:size], order[size:]
+            # A classifier reads at the last id that is not this one, so no row may end with it.
             ends = {rows[row][-1] for row in taken}
-            # A classifier reads at the last id that is not this one: it must be none that ends a row.
             config.pad_token_id = next(id_ for id_ in range(config.vocab_size) if id_ not in ends)
             ids = torch.full((len(taken), longest), config.pad_token_id)
             mask = torch.zeros_like(ids)

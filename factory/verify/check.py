@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from factory.engine.errors import FactoryError
+
 
 @dataclass(frozen=True)
 class Check:
@@ -30,3 +32,9 @@ def columns(name: str) -> dict[str, pa.DataType]:
         f"{name}_reason": pa.large_string(),
         f"{name}_confidence": pa.float32(),
     }
+
+
+def check_verdict(schema: pa.Schema, name: str) -> None:
+    """FactoryError where a column is there and holds no verdicts."""
+    if name in schema.names and not pa.types.is_boolean(schema.field(name).type):
+        raise FactoryError(f"column {name!r} holds {schema.field(name).type}: a verdict is true or false")

@@ -125,13 +125,12 @@ def evaluate(
     rows: list[dict[str, Any]] = []
 
     def save() -> None:
-        """The results of an earlier run in this folder stay whole until there are new ones. Who is killed between the
-        two leaves no answers that pass for finished ones, of this model or of the one before."""
-        path = str(out / "evaluation.json")
+        """Both together: the results of an earlier run in this folder stay whole until there are new ones. What tells
+        of them goes first and comes last, so that a kill leaves none that tells of others."""
+        (out / "evaluation.json").unlink(missing_ok=True)
         if rows:
-            write_atomic(path, json.dumps(resolved | {"finished": []}, indent=2) + "\n")
             results.write(rows, out / "results.parquet")
-        write_atomic(path, json.dumps(resolved, indent=2) + "\n")
+        write_atomic(str(out / "evaluation.json"), json.dumps(resolved, indent=2) + "\n")
 
     for one, task in made.items():
         first, saved = len(rows), time.monotonic()

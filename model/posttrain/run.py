@@ -6,7 +6,6 @@ checkpoint/trainer/ to go on from.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +24,7 @@ import transformers
 import trl
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside, make_folder, write_atomic
@@ -51,6 +51,7 @@ SHOWN = {
     "eval_accuracy": "held-out accuracy",
     "eval_first_wrong": "first wrong step found",
 }
+WHOLE = "whole"  # a file in a checkpoint to go on from
 STAGES = {
     "sft": stages.sft,
     "dpo": stages.dpo,
@@ -69,6 +70,7 @@ def train(recipe: PostRecipe) -> Path:
     trainer.remove_callback(PrinterCallback)
     if trainer.accelerator.is_main_process:
         trainer.add_callback(Told())
+    trainer.add_callback(Saved())
     trainer.train(resume_from_checkpoint=_last(work.folder / "checkpoint" / "trainer"))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
@@ -76,15 +78,6 @@ def train(recipe: PostRecipe) -> Path:
         _metrics(trainer.state.log_history, work.folder)
         shutil.rmtree(work.cache)
     return work.folder
-
-
-def _last(folder: Path) -> str | None:
-    """The last save that is whole: its state is written last. One that was stopped before that is passed over."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True):
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            json.loads((path / "trainer_state.json").read_text("utf-8"))
-            return str(path)
-    return None
 
 
 def begin(recipe: PostRecipe) -> stages.Work:
@@ -168,6 +161,25 @@ def _same(folder: Path, resolved: dict[str, Any]) -> None:
             raise FactoryError(
                 f"{folder} holds another training: [{name}] differs. Give out=FOLDER, or remove that folder"
             )
+
+
+class Saved(TrainerCallback):
+    """Marks a checkpoint as whole: the trainer writes its files in place, one after the other."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / WHOLE).touch()
+
+
+def _last(folder: Path) -> str | None:
+    """The last whole checkpoint, to go on from; those that a kill left unfinished are removed."""
+    whole = []
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (path / WHOLE).is_file():
+            whole.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)  # of several processes the first one removes it
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 class Told(TrainerCallback):

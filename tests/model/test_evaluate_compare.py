@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import torch
 
 from factory.engine.errors import FactoryError
 from model.evaluate import compare as comparing
+from model.evaluate import run as evaluating
 from model.evaluate import stages
 from model.evaluate.compare import failures, main, parse
 from model.evaluate.intervals import by_problem, difference, estimate
@@ -116,6 +118,27 @@ def test_only_what_was_asked_in_the_same_way_is_not_asked_again(
     read = [f"{label}={whole / label}" for label in ("base", "sft")]
     assert main([*read, f"out={tmp_path / 'other'}"]) == 0
     assert "50 problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [(evaluating, "write_atomic"), (evaluating.results, "write")], ids=["last", "first"])
+def test_killed_between_its_two_files_an_evaluation_is_made_anew(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Any
+) -> None:
+    """Results of other options are never taken for those that the folder told of before."""
+    words = [word for word in words if not word.startswith(("noisy=", "dpo=", "controls="))]
+    assert main(words) == 0
+    before = pq.read_table(tmp_path / "out/base/results.parquet").drop_columns("seconds")
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*place, kill)
+        main([*words, "samples=1"])
+    capsys.readouterr()
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("asked before") == 1
+    assert pq.read_table(tmp_path / "out/base/results.parquet").drop_columns("seconds") == before
 
 
 def test_what_does_not_hold_is_one_line_and_exit_code_1(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

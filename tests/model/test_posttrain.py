@@ -69,6 +69,10 @@ def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatc
 
     stopped(recipe(place, "sft", tmp_path / "half", *words), 5, monkeypatch)
     shutil.rmtree(tmp_path / "half" / "cache")  # what was made of the rows is made anew to the same bytes
+    saved = tmp_path / "half/checkpoint/trainer"
+    last = max(saved.iterdir(), key=lambda path: path.name)
+    assert last.name < "checkpoint-6"
+    shutil.copytree(last, saved / "checkpoint-6", ignore=shutil.ignore_patterns("whole", "trainer_*"))  # by a kill
     half = run.train(recipe(place, "sft", tmp_path / "half", *words))
     before, after = weights(whole), weights(half)
     assert all(torch.equal(before[name], after[name]) for name in before)

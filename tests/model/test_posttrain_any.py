@@ -106,19 +106,6 @@ def test_what_is_too_long_is_left_out_and_told(place, tmp_path, capsys, stage):
         run.STAGES[stage](run.begin(recipe(place, stage, tmp_path / "none", *words, more=more)))
 
 
-def test_a_save_that_was_stopped_is_passed_over(place, tmp_path):
-    words = ("steps=4", "save_every=2", "max_length=128")
-    whole = run.train(recipe(place, "sft", tmp_path / "out", *words))
-    before = weights(whole)
-    (whole / "checkpoint/trainer/checkpoint-4/trainer_state.json").unlink()
-    half = whole / "checkpoint/trainer/checkpoint-5"
-    half.mkdir()
-    (half / "trainer_state.json").write_text('{"global_st')
-    assert run._last(whole / "checkpoint/trainer").endswith("checkpoint-2")
-    after = weights(run.train(recipe(place, "sft", tmp_path / "out", *words)))
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
 def test_checkpointed_activations_change_nothing(place, tmp_path):
     words = ("steps=2", "max_length=128")
     plain, again = (

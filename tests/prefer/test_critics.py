@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from factory.engine.errors import FactoryError
-from factory.prefer.critics import json_numbers, last_score
+from factory.prefer.critics import Opinion, Rubric, json_numbers, last_score
 from factory.teacher.scoring import Likelihoods, Rewards, Steps
 from factory.verify.check import columns
 from factory.verify.steps import split
@@ -186,6 +186,11 @@ def test_a_rubric_asks_nothing_twice_and_gives_the_same_bytes(tmp_path):
         ("Score: -3", [-3.0]),
         ("no score", []),
         ("Scoreboard 4", []),
+        ("Score (1-10): 8", [8.0]),
+        ("**Score (out of 10):** 4", [4.0]),
+        ('"score": 9', [9.0]),
+        ("Underscore: 5", []),
+        ("A score 1 is bad, and so is no score: none.", []),
     ],
 )
 def test_the_score_is_the_last_one(text, score):
@@ -201,7 +206,14 @@ def test_the_score_is_the_last_one(text, score):
         ('{"a": "1", "b": true}', []),
         ('{{"a": 1, "b": 2}', [1.0, 2.0]),
         ("[" * 5000 + "{" * 5000, []),
+        ('{"a": 1' + "0" * 400 + ', "b": 2}', [10**400, 2]),
     ],
 )
 def test_numbers_are_those_of_the_last_object(text, numbers):
     assert json_numbers(text, ["a", "b"]) == numbers
+
+
+def test_an_answer_without_a_score_is_no_vote_against():
+    rubric = Rubric(model="m", prompt=str(REPOSITORY / "recipes/prompts/judge.jinja"))
+    assert rubric._opinion(["good", "?", "??"], [1.0, None, None]) == Opinion(True, 1.0, "good", 1 / 3)
+    assert rubric._opinion(["good", "bad", "?"], [1.0, 0.0, None]) == Opinion(False, 0.5, "bad", 1 / 3)

@@ -208,6 +208,35 @@ def test_the_law_of_counts(tmp_path_factory, rows):
     assert (built.counts["rows_consumed"], built.counts["rows_made"]) == (len(rows), len(paired(rows)[0]))
 
 
+def test_without_balance_the_widest_margin_goes_first():
+    wrong = {"near": 0.4, "far": 0.0, "between": 0.2}
+    rows = [sample("p", "right", True), *(sample("p", text, False, reward) for text, reward in wrong.items())]
+    pairs, _ = paired(rows, balance=False)
+    assert [pair["rejected"] for pair in pairs] == ["far", "between", "near"]
+
+
+MESSAGE = pa.struct([("role", pa.large_string()), ("content", pa.large_string()), ("name", pa.large_string())])
+
+
+def test_messages_stay_as_they_are(tmp_path):
+    prompt = [{"role": "user", "content": "1+1?", "name": "Ann"}]
+    rows = [sample(prompt, "2", True, sample=0), sample(prompt, "3", False, sample=1)]
+    types = {**COLUMNS, "prompt": pa.list_(MESSAGE)}
+    built = build(make(source(tmp_path, rows, types), {"use": "pairs.Pairs", "critics": ["correct"]}), tmp_path / "a")
+    ((asked, chosen),) = read(built, "select prompt, chosen from rows")
+    assert asked == prompt and chosen == [{"role": "assistant", "content": "2"}]
+    with pytest.raises(FactoryError, match="a prompt is a text or a list of messages"):
+        wrong = source(tmp_path / "b", [], {**COLUMNS, "prompt": pa.list_(pa.int32())})
+        build(make(wrong, {"use": "pairs.Pairs", "critics": ["correct"]}), tmp_path / "c")
+
+
+def test_a_sample_without_a_text_fails_alone(tmp_path):
+    rows = [sample("p", "2", True), sample("p", None, False), sample("p", "3", False), sample(None, "3", True)]
+    built = build(make(source(tmp_path, rows, COLUMNS), {"use": "pairs.Pairs", "critics": ["correct"]}), tmp_path / "a")
+    check_law(built)
+    assert (built.counts["rows_failed"], built.counts["rows_kept"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

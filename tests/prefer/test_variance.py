@@ -67,3 +67,10 @@ def test_rewards_are_numbers(tmp_path):
     with pytest.raises(FactoryError, match="holds large_string: rewards are numbers"):
         step = {"use": "variance.Variance", "reward": "verdict_reason"}
         build(make(source(tmp_path, rows_of([[1.0]]), COLUMNS), step), tmp_path / "runs")
+
+
+def test_a_row_has_no_samples_reward(tmp_path):
+    rows = [{"id": f"q-{k}", "prompt": "p", "response": "x", "sample": k, "reward": float(k)} for k in range(3)]
+    read_ = source(tmp_path, rows, {**COLUMNS, "reward": pa.float64()})
+    built = build(make(read_, {"use": "variance.Variance", "reward": "reward"}), tmp_path / "runs")
+    assert "reward" not in built.columns and read(built, "select reward_mean from rows") == [(1.0,)]

@@ -56,8 +56,10 @@ def test_kappa_is_cohens(items):
 @settings(deadline=None)
 def test_kappa_is_fleiss(items):
     """Of data without gaps, alpha = kappa + (1 - kappa) / votes: both measure the same, alpha as of a sample."""
-    full = [item for item in items if None not in item]
-    kappa, alpha = agreement.fleiss(Counter(items)), agreement.krippendorff(Counter(full))
+    kappa = agreement.fleiss(Counter(items))
+    voting = [said for said in zip(*items, strict=True) if any(vote is not None for vote in said)]
+    full = [item for item in zip(*voting, strict=True) if None not in item]
+    alpha = agreement.krippendorff(Counter(full))
     if kappa is None:
         assert alpha is None
     else:
@@ -73,6 +75,17 @@ def test_published_examples():
     meg, owen = "0100000000", "1110010010"
     votes = Counter((a == "1", b == "1") for a, b in zip(meg, owen, strict=True))
     assert agreement.krippendorff(votes) == pytest.approx(0.095, abs=5e-4)
+
+
+def test_a_critic_without_opinions_leaves_the_others_theirs():
+    votes = {(True, True): 6, (False, False): 3, (False, True): 1}
+    ranked = {(*pattern, None): count for pattern, count in votes.items()}
+    assert agreement.fleiss(ranked) == agreement.fleiss(votes) == pytest.approx(0.7802, abs=1e-4)
+
+
+def test_a_name_of_a_critic_may_hold_any_sign():
+    ((critics, votes),) = agreement.read({"votes a b=1 c=0=0 d=-": 2}).items()
+    assert critics == ("a b", "c=0", "d") and votes == {(True, False, None): 2}
 
 
 def test_a_tally_is_read_and_shown():

@@ -78,6 +78,18 @@ def test_the_same_seed_gives_the_same_rows_however_they_are_cut():
     assert len({row["id"] for row in many}) == 5000
 
 
+def test_a_split_without_such_problems_is_told():
+    with pytest.raises(FactoryError, match="split 'test' with 1 operations on numbers up to 2 is found: raise top"):
+        rows(count=1, top=2, steps=1, split="test")
+
+
+def test_many_problems_are_cut_by_the_size_of_a_shard():
+    cuts = Problems(count=10_000_000).splits(Context(), 64 << 20)
+    assert max(split.bytes for split in cuts) <= 70e6
+    assert (cuts[0].start, cuts[-1].end) == (0, 10_000_000)
+    assert len(Problems(count=40_000).splits(Context(), 4_000_000)) == 16
+
+
 def test_more_noise_than_documents_is_refused():
     with pytest.raises(FactoryError, match="above 1"):
         Problems(slips=0.6, operations=0.5)

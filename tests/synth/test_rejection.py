@@ -158,3 +158,19 @@ def test_mistakes_show_before_any_work(tmp_path):
         build(make(read_, rejected(rank="response")), tmp_path / "runs")
     with pytest.raises(FactoryError, match="needs the column 'judged'"):
         build(make(read_, rejected(verdicts=["judged"])), tmp_path / "runs")
+
+
+def test_a_sample_without_a_prompt_or_a_response_fails_alone(tmp_path):
+    said = [("p", "x"), ("p", None), (None, "x"), (None, "x"), ("q", "y")]
+    rows = [{"prompt": prompt, "response": text, "verdict": True} for prompt, text in said]
+    built = build(make(source(tmp_path, rows, COLUMNS), rejected()), tmp_path / "runs")
+    check_law(built)
+    assert read(built, "select id from rows order by id") == [("r0",), ("r4",)]
+    assert built.counts["rows_failed"] == 3
+
+
+def test_what_has_no_rank_comes_after_all_that_have_one(tmp_path):
+    said = [("one", None), ("two", float("nan")), ("three", -5.0)]
+    rows = [{"prompt": "p", "response": text, "verdict": True, "score": score} for text, score in said]
+    built = build(make(source(tmp_path, rows, COLUMNS), rejected(keep=1, rank="score")), tmp_path / "runs")
+    assert read(built, "select response from rows") == [("three",)]

@@ -192,6 +192,14 @@ def test_a_chain_without_steps_or_verdict_fails_alone():
     assert [one.num_rows for one in made if not isinstance(one, Failure)] == [2]
 
 
+def test_the_last_roll_out_without_a_verdict_is_missed_too():
+    (made,) = list(Split()(iter([batch(prompt=[[]], response=["a\nb"])])))
+    rolled = made.take(pa.array([0, 0])).append_column("sample", pa.array([0, 1], pa.int32()))
+    said = rolled.schema.get_field_index("verdict")
+    (lost,) = list(Labels()(iter([rolled.set_column(said, "verdict", pa.array([True, None]))])))
+    assert isinstance(lost, Failure) and "step 1 has 1 of 2 roll-outs" in lost.error
+
+
 def test_roll_outs_that_do_not_stand_together_are_refused():
     (made,) = list(Split()(iter([batch(prompt=[[]] * 2, response=["a\nb\nc", "a\nb"])])))
     rolled = made.append_column("sample", pa.array([0] * 3, pa.int32()))

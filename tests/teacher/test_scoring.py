@@ -61,6 +61,17 @@ def test_a_likelihood_is_the_mean_over_the_answers_tokens(checkpoint):
             assert value == pytest.approx(-model(ids, labels=labels).loss.item(), rel=1e-5)
 
 
+def test_rows_that_hold_the_whole_vocabulary_are_padded_too(reward):
+    scorer = Rewards(str(reward))
+    ids = list(range(scorer.network.config.vocab_size))
+    rows = [ids[start : start + 50] for start in range(0, len(ids), 50)]
+    together = dict(scorer._logits([*rows, ids[:3]]))
+    assert len(together) == len(rows) + 1 > 5
+    for row, logits in together.items():
+        alone = scorer.network(input_ids=torch.tensor([[*rows, ids[:3]][row]])).logits[0]
+        assert logits.item() == pytest.approx(alone.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 100, 1 << 14])
 def test_batches_do_not_show(checkpoint, reward, batch_tokens):
     prompts, responses = answers(40)

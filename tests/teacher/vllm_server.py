@@ -39,7 +39,7 @@ def vllm_python() -> str:
 class VLLMServer:
     """A server process with its children on a free port; killed and started again on the same one."""
 
-    def __init__(self, python: str, checkpoint: Path, log: Path) -> None:
+    def __init__(self, python: str, checkpoint: Path, log: Path, *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -50,6 +50,7 @@ class VLLMServer:
         self.command += ["--gpu-memory-utilization", "0.1", "--enforce-eager"]
         # The build for CPUs dies of a request with a seed whose prompt it reads in pieces.
         self.command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "8192"]
+        self.command += options
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,8 +83,8 @@ class VLLMServer:
 
 
 @contextlib.contextmanager
-def serving(checkpoint: Path, log: Path) -> Iterator[VLLMServer]:
-    server = VLLMServer(vllm_python(), checkpoint, log)
+def serving(checkpoint: Path, log: Path, *options: str) -> Iterator[VLLMServer]:
+    server = VLLMServer(vllm_python(), checkpoint, log, *options)
     server.start()
     try:
         server.wait()
