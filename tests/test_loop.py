@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -93,7 +94,8 @@ class Watched:
 
     def kill(self) -> None:
         """kill -9 of the script, and of all that it started, what runs beside it too."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def whole(root: Path, text: Path, numbers: dict[str, str]) -> Watched:

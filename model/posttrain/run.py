@@ -23,7 +23,14 @@ import torch
 import transformers
 import trl
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from factory.engine.errors import FactoryError
@@ -71,7 +78,14 @@ def train(recipe: PostRecipe) -> Path:
     if trainer.accelerator.is_main_process:
         trainer.add_callback(Told())
     trainer.add_callback(Saved())
-    trainer.train(resume_from_checkpoint=_last(work.folder / "checkpoint" / "trainer"))
+    last = _last(work.folder / "checkpoint" / "trainer")
+    state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else None
+    if last and state and state.global_step >= trainer.args.max_steps:
+        # It has ended: the trainer would take a step more where that is not the end of an epoch.
+        trainer._load_from_checkpoint(last)
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=last)
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         _export(trainer, work)

@@ -80,6 +80,17 @@ def test_sft_learns_and_goes_on_where_it_was_stopped(place, tmp_path, monkeypatc
         run.train(recipe(place, "sft", tmp_path / "half", *words, "learning_rate=1e-4"))
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_what_has_ended_takes_no_step_more(place, tmp_path, stage):
+    """The middle of an epoch: the same command again leaves the same weights and losses."""
+    made = recipe(place, stage, tmp_path / "out", "max_length=128", "steps=2")
+    out = run.train(made)
+    before, told = (out / "checkpoint/hf/model.safetensors").read_bytes(), losses(out)
+    assert run.train(made) == out
+    assert (out / "checkpoint/hf/model.safetensors").read_bytes() == before
+    assert losses(out) == told and len(told) == 2
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_an_epoch_of_sft_is_each_conversation_once(place, tmp_path, packing):
     words = (f"packing={str(packing).lower()}", "steps=0", "epochs=2", "max_length=128", "evaluation_share=0")
