@@ -9,7 +9,7 @@ runs="${FACTORY_RUNS:-runs${FAST:+/fast}}"
 export FACTORY_RUNS="$runs"
 begun=$SECONDS
 small=()
-[ "${FAST:-}" != 1 ] || small=(--set 'packages=["pydantic", "networkx", "fsspec"]' --set stdlib=false)
+[ "${FAST:-}" != 1 ] || small=(--set 'packages=["pydantic", "fsspec"]' --set stdlib=false)
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '\033[1m$ %s\033[0m\n' "$*"; "$@"; }
