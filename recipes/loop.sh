@@ -16,7 +16,7 @@ seed="${SEED:-0}"
 version=2026.11.20
 
 if [ "${FAST:-}" = 1 ]; then
-    top=9 most=2 corpus=10_000 test=3000 samples=600 pairs=500 prompts=250 until=0.4 anneal=81_920 steps=12 batch=128 fast=true draws=4
+    top=9 most=2 corpus=10_000 test=3000 samples=800 pairs=500 prompts=250 until=0.4 anneal=81_920 steps=12 batch=128 fast=true draws=4
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
     top=29 most=3 corpus=40_000 test=2000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false draws=2
