@@ -1,4 +1,4 @@
-"""The script of the closed loop, killed in every stage, comes to the same bytes. (tests/test_recipes.py runs it whole.)"""
+"""The script of the closed loop, killed in every stage, comes to the same bytes (test_recipes.py runs it whole)."""
 
 from __future__ import annotations
 
