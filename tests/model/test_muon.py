@@ -178,7 +178,7 @@ def test_two_processes_train_as_one(recipe: Path, dataset: Path, tmp_path: Path)
     words = ("optimizer.name=muon", "learning_rate=1e-3", "batch_size=5", "steps=12", *MOE)
     out = tmp_path / "two"
     launcher = torchrun(2, "-m", "model.train", recipe, f"data={dataset}", f"out={out}", *words)
-    _, told = launcher.communicate(timeout=120)
+    _, told = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, told
     one = alone(recipe, dataset, tmp_path / "one", *words)
     one.run()

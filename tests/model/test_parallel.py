@@ -129,7 +129,7 @@ def grouped() -> Iterator[World]:
 def test_sequences_shared_by_the_ranks_give_the_gradients_of_one_process() -> None:
     """Full and dual chunk attention, documents joined, masked and restarted; here on 2 ranks."""
     process = torchrun(2, Path(__file__).with_name("ranks.py"), 2)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     *found, counts = json.loads(out)
     assert counts == {"errors": 2, "said": 1, "results": 1}
@@ -154,7 +154,7 @@ def test_a_killed_process_a_signal_and_another_number_of_processes(recipe: Path,
     begun = States(out / "checkpoint", World()).description()["step"]
     wait_for_state(launcher, out, begun)
     launcher.terminate()
-    printed, told = launcher.communicate(timeout=120)
+    printed, told = launcher.communicate(timeout=600)
     assert launcher.returncode != 0
     line = r"^error: another process of this training ended .* goes on after step-0*(\d+)$"
     assert re.findall(line, told, re.MULTILINE) == [str(begun)]
@@ -173,7 +173,7 @@ def test_two_processes_share_each_sequence_in_training(recipe: Path, dataset: Pa
     out = tmp_path / "two"
     given = (recipe, f"data={dataset}", f"out={out}", *words, "context_parallel=2")
     launcher = torchrun(2, "-m", "model.train", *given)
-    _, told = launcher.communicate(timeout=120)
+    _, told = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, told
     one = alone(recipe, dataset, tmp_path / "one", *words)
     one.run()

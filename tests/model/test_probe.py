@@ -177,7 +177,7 @@ def test_two_processes_get_the_answers_of_one(probed: Path, dataset: Path, tmp_p
     words = (*EARLY, "stage.learn.tokens=5120", "stage.anneal.tokens=512", "stage.learn.until=0.2", "every=4")
     out = tmp_path / "two"
     launcher = torchrun(2, "-m", "model.train", probed, f"data={dataset}", f"out={out}", *words, "context_parallel=2")
-    _, told = launcher.communicate(timeout=120)
+    _, told = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, told
     one = alone(probed, dataset, tmp_path / "one", *words)
     one.run()
