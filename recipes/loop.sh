@@ -16,10 +16,10 @@ seed="${SEED:-0}"
 version=2026.11.20
 
 if [ "${FAST:-}" = 1 ]; then
-    top=9 most=2 corpus=10_000 test=3000 samples=800 pairs=500 prompts=250 until=0.4 anneal=81_920 steps=12 batch=128 fast=true draws=4
+    top=9 most=2 corpus=10_000 test=3000 samples=800 pairs=500 prompts=250 until=0.4 anneal=81_920 steps=12 batch=128 fast=true draws=4 epochs=5
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
-    top=29 most=3 corpus=40_000 test=2000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false draws=2
+    top=29 most=3 corpus=40_000 test=2000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false draws=2 epochs=3
     hold=""
 fi
 eval "${NUMBERS:-}"
@@ -58,7 +58,7 @@ problems math_problems --name math_validation --set split=validation --set count
 problems math_problems --name math_test --set split=test --set count=$test
 
 say "A base model learns from real text and problems, short sequences first"
-beside length run python -m model.evaluate.extrapolation "out=$runs/length" fast=$fast
+beside length python -m model.evaluate.extrapolation "out=$runs/length" fast=$fast
 train math_base math_base "data.sets.problems=$(data math_tokens)" "data.sets.text=$(data text_tokens)" \
     "probe.data=$(data math_validation)" stage.128.until=$until stage.256.tokens=$anneal
 join length 12
@@ -75,7 +75,7 @@ noisy_base() {
 
 say "Rejection sampling: eight answers to each problem, the right ones are kept, and SFT on them"
 problems math_sft --set model="$(model math_base)" --set count=$samples --set seed="1$seed"
-train math_sft math_sft "data=$(data math_sft)" "model.start=$(model math_base)"
+train math_sft math_sft "data=$(data math_sft)" "model.start=$(model math_base)" train.epochs=$epochs
 
 # The second control: as many samples of the same model, which nobody verified.
 unverified_sft() {
