@@ -3,7 +3,7 @@
 #
 #     recipes/loop.sh             needs the dataset of recipes/quickstart.toml in FACTORY_RUNS (default runs)
 #     SEED=1 recipes/loop.sh      other problems, other weights, other samples
-#     FAST=1 recipes/loop.sh      smaller numbers, fewer problems: about a minute, with conditions that must hold
+#     FAST=1 recipes/loop.sh      smaller numbers, fewer problems: about three minutes, with conditions that must hold
 #     NUMBERS="until=0.2 steps=8" FAST=1 recipes/loop.sh      some of its numbers (below) set otherwise
 #
 # Killed at any moment, the same command goes on where it stopped. What runs beside the rest writes to FACTORY_RUNS/logs.
