@@ -51,7 +51,7 @@ class RejectionSample(Gather):
     keep: Annotated[int, Ge(1)] = 4
     """Responses of a prompt, at most."""
     verdicts: tuple[str, ...] = ("verdict",)
-    """Columns that say whether a response is right; none: all are taken as right, as a control needs it."""
+    """Columns that say whether a response is right; none: all are taken as right."""
     rank: str = ""
     """A column with numbers by which responses are preferred, the higher the better. Null comes last."""
     ngram: Annotated[int, Ge(1)] = 3

@@ -39,7 +39,7 @@ from model.checkpoint import save_hf
 from model.parallel import checkpoint_layers, cores
 from model.picture import clock
 from model.posttrain import process, rewards, stages
-from model.posttrain.config import SAMPLING, PostRecipe
+from model.posttrain.config import SAMPLING, SECTIONS, PostRecipe
 from model.posttrain.data import load_tokenizer, read
 from model.posttrain.heads import Headed, ProcessModel, RewardModel, load_headed
 from model.posttrain.language_model import LanguageModel, is_ours
@@ -157,20 +157,7 @@ def _same(folder: Path, resolved: dict[str, Any]) -> None:
         return
     before = json.loads(path.read_text("utf-8"))
     now = json.loads(json.dumps(resolved))
-    for name in (
-        "stage",
-        "model",
-        "data",
-        "optimizer",
-        "train",
-        "sft",
-        "dpo",
-        "reward",
-        "prm",
-        "sample",
-        "dataset",
-        "lineage",
-    ):
+    for name in ("stage", *SECTIONS, "dataset", "lineage"):
         if before.get(name) != now[name]:
             raise FactoryError(
                 f"{folder} holds another training: [{name}] differs. Give out=FOLDER, or remove that folder"
