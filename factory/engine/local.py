@@ -136,6 +136,8 @@ class Local:
                 if what == "progress":
                     events.progress(*said)
 
+            if warm is not None:  # as with workers: a step that fails on no rows fails here too
+                self.bench.do(warm, Suspicion(), say)
             for job in jobs:
                 self.bench.do(job.task, job.suspicion, say)
                 events.finished(job)

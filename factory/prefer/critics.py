@@ -42,8 +42,8 @@ class Opinion(NamedTuple):
 
 def with_opinions(batch: pa.RecordBatch, name: str, opinions: Sequence[Opinion]) -> pa.RecordBatch:
     """The batch with a critic's four columns."""
-    for (column, type_), values in zip(columns(name).items(), zip(*opinions, strict=True), strict=True):
-        batch = with_column(batch, column, pa.array(values, type_))
+    for (column, type_), field in zip(columns(name).items(), Opinion._fields, strict=True):
+        batch = with_column(batch, column, pa.array([getattr(opinion, field) for opinion in opinions], type_))
     return batch
 
 
