@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from factory.engine.collector import importing
 from factory.engine.errors import FactoryError
 from factory.engine.files import make_folder, write_atomic
 from model.checkpoint import load_hf
@@ -214,7 +215,8 @@ def main(words: list[str] | None = None) -> int:
     world, told, code = World(), "", 0
     try:
         if isinstance(read_table(given[0]).get("stage"), str):
-            from model.posttrain import config, run  # they need TRL
+            with importing("trl"):
+                from model.posttrain import config, run
 
             run.train(config.load_recipe(given[0], given[1:]))
         else:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory.engine.collector import importing
 from factory.engine.errors import FactoryError
 from factory.teacher.engine import OF_A_MODEL
 from factory.teacher.request import Request
@@ -70,7 +71,8 @@ def _template(folder: Path) -> str:
 
 
 def tokenizer_of(model: str, revision: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    with importing("transformers"):
+        from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision or "main")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from factory.engine.collector import importing
 from factory.engine.errors import FactoryError
 from factory.teacher import checkpoint
 
@@ -46,13 +47,16 @@ class Scorer:
 
     @cached_property
     def network(self) -> Any:
-        import torch
-        import transformers
+        with importing("transformers"):
+            import torch
+            import transformers
+
+            kind = getattr(transformers, self.architecture)
 
         transformers.utils.logging.disable_progress_bar()  # its bar and the run's would write over each other
         gpu = torch.cuda.is_available()
         try:
-            loaded, found = getattr(transformers, self.architecture).from_pretrained(
+            loaded, found = kind.from_pretrained(
                 self.model,
                 revision=self.revision or "main",
                 dtype="auto" if gpu else torch.float64,

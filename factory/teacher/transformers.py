@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from factory.engine.collector import importing
 from factory.engine.errors import FactoryError
 from factory.teacher import checkpoint
 from factory.teacher.checkpoint import Unanswerable
@@ -104,9 +105,10 @@ class Transformers:
 
     @cached_property
     def network(self) -> Any:
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        with importing("transformers"):
+            import torch
+            from transformers import AutoModelForCausalLM
+            from transformers.utils import logging
 
         logging.disable_progress_bar()  # its bar and the run's would write over each other
         gpu = torch.cuda.is_available()
