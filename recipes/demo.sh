@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole journey, each command shown before it runs: real text → shards → funnel → query; then the closed loop
 # (recipes/loop.sh): a base model → rejection sampling → SFT → pairs → DPO → GRPO, and what each stage gained.
-# FAST=1: smaller, in about three minutes, with conditions that must hold.
+# FAST=1: smaller, in two minutes, with conditions that must hold.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"

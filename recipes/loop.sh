@@ -3,7 +3,7 @@
 #
 #     recipes/loop.sh             needs the dataset of recipes/quickstart.toml in FACTORY_RUNS (default runs)
 #     SEED=1 recipes/loop.sh      other problems, other weights, other samples
-#     FAST=1 recipes/loop.sh      smaller numbers, fewer problems: about three minutes, with conditions that must hold
+#     FAST=1 recipes/loop.sh      smaller numbers, fewer problems: two minutes, with conditions that must hold
 #     NUMBERS="until=0.2 steps=8" FAST=1 recipes/loop.sh      some of its numbers (below) set otherwise
 #
 # Killed at any moment, the same command goes on where it stopped. What runs beside the rest writes to FACTORY_RUNS/logs.
@@ -16,10 +16,12 @@ seed="${SEED:-0}"
 version=2026.11.20
 
 if [ "${FAST:-}" = 1 ]; then
-    top=9 most=2 corpus=10_000 test=3000 samples=800 pairs=500 prompts=250 until=0.4 anneal=81_920 steps=12 batch=128 fast=true draws=4 epochs=5
+    top=9 most=2 corpus=10_000 test=3000 samples=1000 pairs=500 prompts=250 until=0.3 anneal=81_920 steps=12 batch=128 fast=true draws=4 epochs=5
+    shape=(model.hidden_size=64 model.intermediate_size=176 model.num_attention_heads=2 model.num_key_value_heads=1)
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
     top=29 most=3 corpus=40_000 test=2000 samples=1500 pairs=2000 prompts=2000 until=0.6 anneal=122_880 steps=60 batch=256 fast=false draws=2 epochs=3
+    shape=()
     hold=""
 fi
 eval "${NUMBERS:-}"
@@ -55,13 +57,14 @@ problems math_corpus --set count=$corpus --set seed="$seed"
 run factory run recipes/math_tokens.toml
 run factory run recipes/text_tokens.toml --set tokenizer="$(data math_tokens)/tokenizer"
 problems math_problems --name math_validation --set split=validation --set count=2000
-problems math_problems --name math_test --set split=test --set count=$test
 
 say "A base model learns from real text and problems, short sequences first"
+beside math_test problems math_problems --name math_test --set split=test --set count=$test --workers 1
 beside length python -m model.evaluate.extrapolation "out=$runs/length" fast=$fast
 train math_base math_base "data.sets.problems=$(data math_tokens)" "data.sets.text=$(data text_tokens)" \
-    "probe.data=$(data math_validation)" stage.128.until=$until stage.256.tokens=$anneal
+    "probe.data=$(data math_validation)" stage.128.until=$until stage.256.tokens=$anneal "${shape[@]}"
 join length 12
+join math_test
 
 # The first control: as many steps on the same documents, none of which was taken out.
 noisy_base() {
@@ -69,7 +72,7 @@ noisy_base() {
     factory run recipes/text_tokens.toml --name noisy_tokens --set corpus=math_corpus_noisy@$version \
         --set tokenizer="$(data math_tokens)/tokenizer" --workers 1
     train math_base noisy_base "data.sets.problems=$(data noisy_tokens)" "data.sets.text=$(data text_tokens)" probe.data= \
-        probe.reward= "stage.128.tokens=$(($(last math_base 128) * 1024))" stage.128.until=0.0 stage.256.tokens=$anneal
+        probe.reward= "${shape[@]}" "stage.128.tokens=$(($(last math_base 128) * 1024))" stage.128.until=0.0 stage.256.tokens=$anneal
 }
 [ "${FAST:-}" = 1 ] || beside noisy_base noisy_base
 
@@ -87,7 +90,7 @@ beside unverified_sft unverified_sft
 
 say "Preference pairs by the votes of two verifiers, and DPO"
 problems math_pairs --set model="$(model math_sft)" --set count=$pairs --set seed="2$seed"
-train math_dpo math_dpo "data=$(data math_pairs)" "model.start=$(model math_sft)"
+train math_dpo math_dpo "data=$(data math_pairs)" "model.start=$(model math_sft)" "model.base=$(model math_base)"
 
 say "GRPO on the problems whose rewards vary most"
 problems grpo_prompts --set model="$(model math_dpo)" --set count=$prompts --set seed="3$seed"
