@@ -19,8 +19,9 @@ setup: .venv/ready
 demo: setup
 	@recipes/demo.sh
 
+# A file's tests stay together: they share what its fixtures make.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
