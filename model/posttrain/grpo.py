@@ -86,7 +86,8 @@ class Grpo(Sampled):
         return found | {"kept": kept, "num_items_in_batch": self.accelerator.gather(counted).sum()}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-        found = choose(inputs)
+        # TRL gathers a number for each row, so that all processes must have as many.
+        found = choose(inputs, int(self.accelerator.gather(inputs["kept"].sum()).max()))
         if self.ref_model is None:
             return super()._compute_loss(model, found)
         ids, mask, keep = joined(found)
@@ -149,17 +150,16 @@ class OnlineDpo(Sampled):
         return count.clamp(min=1) / self.accelerator.num_processes
 
 
-def choose(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def choose(inputs: dict[str, Tensor], least: int = 1) -> dict[str, Tensor]:
     """The rows that count, without the columns that are padding in all of them.
 
-    Where none does, the first row with nothing in it that counts: each process must run the model.
+    Where they are fewer than `least`, or none, others in which nothing counts: each process must run the model.
     """
-    kept = inputs["kept"]
-    whole = dict(inputs)
-    if not bool(kept.any()):
-        kept = torch.arange(len(kept), device=kept.device) == 0
-        whole["completion_mask"] = torch.zeros_like(inputs["completion_mask"])
-    rows = {name: value[kept] if value.ndim else value for name, value in whole.items() if name != "kept"}
+    kept, mask = inputs["kept"], inputs["completion_mask"]
+    lacking = max(least, 1) - int(kept.sum())
+    taken = kept | ((~kept).cumsum(0) <= lacking)
+    whole = inputs | {"completion_mask": mask * kept.view(-1, *[1] * (mask.ndim - 1))}
+    rows = {name: value[taken] if value.ndim else value for name, value in whole.items() if name != "kept"}
     columns = {name: rows[name].flatten(0, -2).any(0).nonzero() for name in ("prompt_mask", "completion_mask")}
     first = int(columns["prompt_mask"].min())
     last = int(columns["completion_mask"].max()) + 1 if columns["completion_mask"].numel() else 1

@@ -19,6 +19,7 @@ from model.posttrain import run
 from model.posttrain.config import PostRecipe, load_recipe
 from model.transformer import Transformer
 from tests.engine.build import build, make
+from tests.model.test_parallel import torchrun
 
 
 def make_place(folder: Path) -> Path:
@@ -82,3 +83,10 @@ def stopped(made: PostRecipe, step: int, patch: pytest.MonkeyPatch) -> None:
     with patch.context() as here, pytest.raises(Stopped):
         here.setattr(run, "Told", Stop)
         run.train(made)
+
+
+def train_on_two(path: Path, *words: str) -> None:
+    """Run a recipe on two processes."""
+    launcher = torchrun(2, "-m", "model.train", path, *words)
+    _, told = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, told

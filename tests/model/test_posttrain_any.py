@@ -7,14 +7,14 @@ import json
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from factory.engine.errors import FactoryError
 from model.posttrain import data, run
 from model.posttrain.heads import ProcessModel, RewardModel, load_headed
 from model.posttrain.rewards import Scorer, model_reward
-from tests.model.posttrain import losses, recipe, weights
-from tests.model.test_parallel import torchrun
+from tests.model.posttrain import losses, recipe, train_on_two, weights
 
 CHAT = [{"role": "user", "content": "1+2=?"}]
 
@@ -117,17 +117,15 @@ def test_checkpointed_activations_change_nothing(place, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
 def test_two_processes_train_as_one(place, tmp_path, stage):
     words = ("steps=3", "max_length=128", "batch_size=8", "micro_batch_size=2")
     alone = run.train(recipe(place, stage, tmp_path / "alone", *words))
     recipe(place, stage, tmp_path / "both")
     given = ("threads=1", "save_every=3", "evaluate_every=6", "learning_rate=3e-3", f"out={tmp_path}/both")
-    launcher = torchrun(2, "-m", "model.train", tmp_path / "both.toml", *given, *words)
-    out, _ = launcher.communicate(timeout=600)
-    assert launcher.returncode == 0, out
+    train_on_two(tmp_path / "both.toml", *given, *words)
     assert losses(tmp_path / "both") == pytest.approx(losses(alone), rel=1e-5)
-    before, after = weights(alone), weights(tmp_path / "both")
+    before, after = (load_file(out / "checkpoint/hf/model.safetensors") for out in (alone, tmp_path / "both"))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-4)
     assert json.loads((tmp_path / "both/recipe.json").read_text())["stage"] == stage

@@ -3,6 +3,8 @@ on where they were stopped."""
 
 from __future__ import annotations
 
+import shutil
+
 import duckdb
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from factory.engine.errors import FactoryError
 from model.posttrain import run
 from model.posttrain.grpo import choose
-from tests.model.posttrain import recipe, stopped, weights
+from tests.model.posttrain import recipe, stopped, train_on_two, weights
 
 SAMPLE = '[sample]\nrewards = ["tests.verify.verifiers:has_a_one"]\nsamples = 4\nmax_new_tokens = 6\n'
 
@@ -143,6 +145,23 @@ def test_it_raises_the_reward_and_goes_on_where_it_was_stopped(place, tmp_path, 
     stopped(recipe(place, stage, tmp_path / "half", *words, more=more), 10, monkeypatch)
     half = run.train(recipe(place, stage, tmp_path / "half", *words, more=more))
     before, after = weights(whole), weights(half)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["grpo", "online_dpo"])
+def test_two_processes_raise_the_reward_and_go_on_where_they_were_stopped(place, tmp_path, stage):
+    batch = f"batch_size={64 if stage == 'grpo' else 16}"
+    words = ("steps=12", batch, "learning_rate=1e-2", "save_every=8", "threads=1", f"out={tmp_path}/run")
+    recipe(place, stage, tmp_path / "run", more=SAMPLE + "[dpo]\nbeta = 0.02\n")
+    train_on_two(tmp_path / "run.toml", *words)
+    sql = f"select reward from '{tmp_path}/run/metrics.parquet' where loss is not null order by step"
+    rewards = [reward for (reward,) in duckdb.sql(sql).fetchall()]
+    assert len(rewards) == 12 and sum(rewards[-3:]) > sum(rewards[:3]) + 0.5
+    before = weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoint/trainer/checkpoint-12")
+    train_on_two(tmp_path / "run.toml", *words)
+    after = weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

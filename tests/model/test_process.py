@@ -30,7 +30,7 @@ from model.posttrain.process import stepwise
 from model.transformer import Transformer
 from tests.chains import Chain, plant, problem, worked
 from tests.engine.build import build, make
-from tests.model.posttrain import losses, stopped
+from tests.model.posttrain import losses, stopped, train_on_two
 
 EASY: Any = {"most": 1, "top": 5}
 
@@ -169,6 +169,16 @@ def test_the_code_of_transformers_learns_the_same_and_training_goes_on_where_it_
     assert all(torch.equal(before[name], after[name]) for name in before)
     small = run.train(recipe(folder, trained, tmp_path / "small", *few, "micro_batch_size=4"))
     assert losses(ours) == pytest.approx(losses(small), abs=2e-3)  # the mean is over steps, however they are cut
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(folder, tmp_path):
+    words = ("steps=3", "evaluation_share=0", "micro_batch_size=4", "warmup_share=0")
+    alone = run.train(recipe(folder, folder / "base", tmp_path / "alone", *words))
+    recipe(folder, folder / "base", tmp_path / "both")
+    given = ("batch_size=16", "threads=1", "learning_rate=3e-3", "beta2=0.95", "weight_decay=0", f"out={tmp_path}/both")
+    train_on_two(tmp_path / "both.toml", *given, *words)
+    assert losses(tmp_path / "both") == pytest.approx(losses(alone), rel=1e-5)
 
 
 def test_labels_stand_at_the_last_token_of_each_step(folder):
