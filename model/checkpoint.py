@@ -28,6 +28,20 @@ from model.transformer import Transformer
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "llama": "LlamaForCausalLM"}
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 FILE_BYTES = 5_000_000_000
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 STORED = (
@@ -51,10 +65,21 @@ STORED_MOE = (
 )
 
 
-def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int | None, write: bool = True) -> None:
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer and chat template that lie in a folder, byte for byte: written anew by transformers it is no
+    longer the one that datasets were made for."""
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def save_hf(
+    model: Transformer, folder: Path, tokenizer: Path | None, end: int | list[int] | None, write: bool = True
+) -> None:
     """Write the model as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
-    `tokenizer` is a tokenizer folder to copy in; `end` the id at which generation stops. The folder is written aside
+    `tokenizer` is a folder whose tokenizer is copied in, and whose settings of generation are kept where it has some;
+    `end` the id, or the ids, at which generation stops. The folder is written aside
     and renamed; one that is there before is whole until then. Weights are written in files of at most FILE_BYTES, which
     is about what this holds in memory. Of a model shared by several processes all call it, and one has `write`.
     """
@@ -62,10 +87,11 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
         for _ in _weights(model):
             pass
         return
+    pad = end[0] if isinstance(end, list) else end
     description = {
         **describe(model.config),
         "eos_token_id": end,
-        "pad_token_id": end,
+        "pad_token_id": pad,
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,13 +100,13 @@ def save_hf(model: Transformer, folder: Path, tokenizer: Path | None, end: int |
     _clear(folder)
     try:
         scratch.mkdir()
+        generation = {"eos_token_id": end, "pad_token_id": pad}
         if tokenizer is not None:
-            for path in sorted(tokenizer.iterdir()):
-                if path.is_file():
-                    (scratch / path.name).write_bytes(path.read_bytes())
+            copy_tokenizer(tokenizer, scratch)
+            if (tokenizer / GENERATION).is_file():
+                generation |= json.loads((tokenizer / GENERATION).read_text("utf-8"))
         (scratch / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-        generation = {"eos_token_id": end, "pad_token_id": end}
-        (scratch / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
+        (scratch / GENERATION).write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
         _write_weights(_weights(model), scratch)
         if folder.exists():
             os.rename(folder, old)

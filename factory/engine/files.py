@@ -16,6 +16,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -206,6 +207,18 @@ def digest(value: Any) -> str:
     """xxh3-128 of a value's canonical JSON: equal values, equal digests, on any machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def hash_file(path: Path) -> str:
+    """xxh3-128 of all of a local file, in hexadecimal."""
+    found = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                found.update(block)
+    except OSError as error:
+        raise FactoryError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
+    return found.hexdigest()
 
 
 def file_identity(url: str, name: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ One that keeps many in flight takes new ones as old ones end, and has itself wok
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import xxhash
-
 from factory.engine import files
-from factory.engine.errors import FactoryError
 from factory.teacher.request import Failed, Request, Response
 
 
@@ -118,16 +114,5 @@ def identify(model: str, revision: str = "") -> str:
     parts = []
     for path in sorted(folder.iterdir()):
         if path.suffix in OF_A_MODEL and not path.name.startswith("."):
-            parts.append([path.name, _hash(path)])
+            parts.append([path.name, files.hash_file(path)])
     return f"checkpoint {files.digest(parts)}"
-
-
-def _hash(path: Path) -> str:
-    found = xxhash.xxh3_128()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 24):
-                found.update(block)
-    except OSError as error:
-        raise FactoryError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
-    return found.hexdigest()

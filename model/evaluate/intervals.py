@@ -19,6 +19,7 @@ RESAMPLES = 10_000
 AT_ONCE = 1 << 20  # numbers that are drawn at once
 Z = 1.959964  # of the normal distribution at 97.5%
 QUANTILES = (0.025, 0.975)
+ROUNDING = 1e-9  # a mean of gains that is not above it is 0
 
 
 class Estimate(NamedTuple):
@@ -37,7 +38,8 @@ class Difference(NamedTuple):
     high: float
     p: float
     """One-sided: how likely a difference above 0 would be without any, by the share of resamples that are not above
-    it. Never 0: 1 of 10,001 at least (Davison and Hinkley, Bootstrap Methods, §4.2)."""
+    it. Never 0: 1 of 10,001 at least (Davison and Hinkley, Bootstrap Methods, §4.2), nor below what the signs of as
+    many gains could say, 2 to the minus number of them."""
 
 
 def estimate(scores: Sequence[float], problems: Sequence[Hashable] = ()) -> Estimate:
@@ -75,18 +77,23 @@ def by_problem(scores: Sequence[float], problems: Sequence[Hashable]) -> dict[Ha
 def difference(better: Mapping[Hashable, float], than: Mapping[Hashable, float]) -> Difference:
     """The mean of `better` minus that of `than`, both by problem, by a paired bootstrap over the problems.
 
+    Where all gains are the same, of which a bootstrap would be sure, the interval is Wilson's of (1 + gain) / 2.
     FactoryError where they are not of the same problems.
     """
     if better.keys() != than.keys():
         raise FactoryError(
             f"{len(better.keys() ^ than.keys())} problems were asked of one model alone: ask both the same ones"
         )
-    gains = np.array([score - than[problem] for problem, score in better.items()])
+    # Thirds are not exact in binary: two that are alike must be one kind, and their sum 0 where it is.
+    gains = np.array([score - than[problem] for problem, score in better.items()]).round(12)
+    value = float(gains.mean())
     drawn = resampled_means(gains)
     low, high = np.quantile(drawn, QUANTILES).tolist()
-    value = float(gains.mean())
-    above = int((drawn > 0).sum())
-    return Difference(value, min(low, value), max(high, value), (1 + RESAMPLES - above) / (1 + RESAMPLES))
+    if value and bool((gains == gains[0]).all()):
+        low, high = (2 * side - 1 for side in wilson((1 + value) / 2, len(gains)))
+    above = int((drawn > ROUNDING).sum())
+    p = max((1 + RESAMPLES - above) / (1 + RESAMPLES), 0.5 ** np.count_nonzero(gains))
+    return Difference(value, min(low, value), max(high, value), p)
 
 
 def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from tqdm import tqdm
 
 from factory.engine.errors import FactoryError
-from factory.engine.files import digest, make_folder, write_atomic
+from factory.engine.files import digest, hash_file, make_folder, write_atomic
 from model.config import ModelConfig
 from model.evaluate import results
 from model.evaluate.task import Question, Task, build
@@ -88,11 +87,7 @@ def key(checkpoint: Path, tasks: Mapping[str, Any], changes: Mapping[str, Any], 
     """
     hashes = {}
     for path in sorted({path for pattern in DECIDES for path in checkpoint.glob(pattern)}):
-        hashed = xxhash.xxh3_128()
-        with path.open("rb") as file:
-            while piece := file.read(1 << 24):
-                hashed.update(piece)
-        hashes[path.name] = hashed.hexdigest()
+        hashes[path.name] = hash_file(path)
     options = {name: dataclasses.asdict(task) for name, task in tasks.items()}
     inputs = {name: task.inputs() for name, task in tasks.items() if hasattr(task, "inputs")}
     return digest([hashes, options, inputs, repr(sorted(changes.items())), questions])

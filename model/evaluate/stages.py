@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,16 @@ class Row:
 
 
 def read(label: str, folder: Path, control: bool = False) -> Model:
-    """The scores of a folder that an evaluation left: a measure is a subtask, or a task that has none."""
+    """The scores of a folder that an evaluation left: a measure is a subtask, or a task that has none.
+
+    FactoryError where the evaluation has not ended: some of its problems are not there.
+    """
+    try:
+        asked = json.loads((folder / "evaluation.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FactoryError(f"{folder}: no evaluation.json that can be read ({error}): evaluate it again") from error
+    if left := sorted(asked["tasks"].keys() - asked["finished"]):
+        raise FactoryError(f"{folder}: its evaluation has not ended ({', '.join(left)}): run it again")
     try:
         table = pq.read_table(folder / "results.parquet", columns=["task", "subtask", "id", "score"])
     except (OSError, ValueError) as error:

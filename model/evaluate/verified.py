@@ -123,6 +123,7 @@ class Verified:
             paths = [self._source / shard["path"] for shard in self._manifest["rows"]]
         needed = list(dict.fromkeys(self._verifier.needs.values()))
         number = 0
+        seen: set[str] = set()
         for path in paths:
             try:
                 file = pq.ParquetFile(path)
@@ -137,7 +138,11 @@ class Verified:
                 for row in batch.to_pylist():
                     if not row["prompt"]:
                         raise FactoryError(f"{path}, row {number}: its prompt is empty")
-                    yield str(row.get("id", number)), row["prompt"], {name: row[name] for name in needed}
+                    id_ = str(number if row.get("id") is None else row["id"])
+                    if id_ in seen:
+                        raise FactoryError(f"{path}, row {number}: another row has the id {id_!r} too: give each one")
+                    seen.add(id_)
+                    yield id_, row["prompt"], {name: row[name] for name in needed}
                     number += 1
 
 

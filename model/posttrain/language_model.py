@@ -112,7 +112,7 @@ class LanguageModel(PreTrainedModel):
         self.lm_head = transformer.lm_head
         self._transformer = [transformer]
         self._tokenizer = tokenizer
-        self.end = end[0] if end else None
+        self.end = end[0] if end and len(end) == 1 else end or None
         self.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=(end or [0])[0])
 
     @classmethod

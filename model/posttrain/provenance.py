@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 
 from factory.engine.errors import FactoryError
+from factory.teacher.engine import identify
 from model.data import read_tokenizer
 
 NAMES = {"tokenizer": "tokenizer", "template": "chat template"}
@@ -44,9 +45,12 @@ def template_of(folder: Path) -> str:
 
 
 def lineage(checkpoint: str) -> dict[str, Any]:
-    """What a checkpoint was trained on, as its run folder tells: the stage, the datasets with their versions and keys,
-    and the same of the checkpoint that it began with, back to the first. Of a checkpoint from elsewhere its path."""
+    """What a checkpoint is, by a hash of its files, and what it was trained on, as its run folder tells: the stage,
+    the datasets with their versions and keys, and the same of the checkpoint that it began with, back to the first. Of
+    a checkpoint from elsewhere its path and hash; of one that is no longer there its path."""
     told: dict[str, Any] = {"checkpoint": checkpoint}
+    if (Path(checkpoint) / "config.json").is_file():
+        told["content"] = identify(checkpoint, "")
     path = Path(checkpoint).parent.parent / "recipe.json"
     if not path.is_file():
         return told

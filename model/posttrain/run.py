@@ -35,7 +35,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside, make_folder, write_atomic
-from model.checkpoint import save_hf
+from model.checkpoint import GENERATION, copy_tokenizer, save_hf
 from model.parallel import checkpoint_layers, cores
 from model.picture import clock
 from model.posttrain import process, rewards, stages
@@ -230,7 +230,16 @@ def _export(trainer: Trainer, work: stages.Work) -> None:
     scratch = out.with_name(".hf.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
-    work.tokenizer.save_pretrained(scratch)
+    start = Path(work.recipe.model.start)
+    if not (start / "tokenizer.json").is_file():  # one of another form
+        work.tokenizer.save_pretrained(scratch)
+    copy_tokenizer(start, scratch)
+    if work.recipe.stage == "reward":
+        path = scratch / "tokenizer_config.json"
+        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        path.write_text(json.dumps(told | {"pad_token": work.tokenizer.pad_token}, indent=2) + "\n", "utf-8")
+    elif work.recipe.stage not in HEADS and (start / GENERATION).is_file():
+        shutil.copyfile(start / GENERATION, scratch / GENERATION)
     shutil.rmtree(out, ignore_errors=True)
     os.rename(scratch, out)
 

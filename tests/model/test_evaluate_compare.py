@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -207,3 +208,11 @@ def test_the_folder_has_the_labels_where_none_is_given(words: list[str], monkeyp
     monkeypatch.setenv("FACTORY_RUNS", "elsewhere")
     assert parse(words[:-1]).out == Path("elsewhere/evaluate/base-sft-noisy-dpo")
     assert comparing.parse(words).out == Path(words[-1].partition("=")[2])
+
+
+def test_an_evaluation_that_has_not_ended_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FactoryError, match=r"no evaluation\.json"):
+        stages.read("a", tmp_path)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"tasks": {"verified": {}}, "finished": []}))
+    with pytest.raises(FactoryError, match=r"has not ended \(verified\): run it again"):
+        stages.read("a", tmp_path)

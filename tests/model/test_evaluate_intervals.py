@@ -88,6 +88,24 @@ def test_a_difference_turns_round(answers: list[tuple[int, float]], seed: int) -
     assert 0 < there.p <= 1 and there.p + back.p > 0.97, "no difference counts for neither"
 
 
+@pytest.mark.parametrize("thirds", [[1, 1, 1, -1, -1, -1], [2, -1, -1, 0], [1, 1, 1, 1, 1, -2, -3]])
+def test_a_difference_of_nothing_is_none_where_it_is_not_exact_in_binary(thirds: list[int]) -> None:
+    """Three answers a problem: 1 - 2/3 is not 1/3, and six such gains do not add up to 0."""
+    one = dict(enumerate((3 + gain) / 6 for gain in thirds))
+    other = dict.fromkeys(one, 0.5)
+    there, back = difference(one, other), difference(other, one)
+    whole = difference({n: float(gain) for n, gain in enumerate(thirds)}, dict.fromkeys(one, 0.0))
+    assert there.p == whole.p and there.p + back.p > 1.1, "no difference counts for neither"
+
+
+def test_a_few_problems_are_never_sure() -> None:
+    for count in (1, 3, 10):
+        found = difference(dict.fromkeys(range(count), 1.0), dict.fromkeys(range(count), 0.0))
+        assert found.p == pytest.approx(max(0.5**count, 1 / (1 + RESAMPLES)))
+        assert found.low < found.value == found.high == 1
+    assert difference({1: 1.0, 2: 0.5}, {1: 0.0, 2: 0.25}).p == 0.25
+
+
 def test_intervals_cover_what_is_true() -> None:
     """Of 300 draws about 95% hold the true value: for greedy answers, for two samples a problem, for a difference."""
     random = np.random.default_rng(4)

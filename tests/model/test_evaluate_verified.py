@@ -103,6 +103,19 @@ def test_the_command_leaves_results_and_says_what_it_asked(
     assert first["finished"] == ["verified"] and first["tasks"]["verified"]["columns"] == COLUMNS
 
 
+def test_problems_are_told_apart(checkpoint: Path, tmp_path: Path) -> None:
+    """Without an id a row's number is its id; two rows with one id would count as one problem."""
+    table = pq.read_table(write_problems(tmp_path / "sums.parquet"))
+    ids = [None, "a", *table["id"].to_pylist()[2:]]
+    given = {"verifier": CORRECT, "columns": COLUMNS, "max_new_tokens": 3, "samples": 0}
+    for name, some in (("null", ids), ("twice", ["a", *ids[1:]])):
+        pq.write_table(table.set_column(table.schema.get_field_index("id"), "id", [some]), tmp_path / f"{name}.parquet")
+    rows = ask(Generator.load(checkpoint), Verified(data=str(tmp_path / "null.parquet"), **given), "m")
+    assert [row["id"] for row in rows][:2] == ["0", "a"]
+    with pytest.raises(FactoryError, match=r"twice\.parquet, row 1: another row has the id 'a' too: give each one"):
+        list(ask(Generator.load(checkpoint), Verified(data=str(tmp_path / "twice.parquet"), **given), "m"))
+
+
 def own(response: str, start: str = "1") -> Check:
     return Check(response.startswith(start))
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from factory.engine.errors import FactoryError
+from model.generate import end_ids
 from model.posttrain import data, run
 from model.posttrain.heads import ProcessModel, RewardModel, load_headed
+from model.posttrain.provenance import hashes
 from model.posttrain.rewards import Scorer, model_reward
 from tests.model.posttrain import losses, recipe, train_on_two, weights
 
@@ -52,6 +55,37 @@ def test_a_reward_model_reads_the_same_token_everywhere(place, gpt2, tmp_path, o
         told = theirs(**batch).logits[:, 0].tolist()
     assert [right, wrong] == pytest.approx(told, abs=1e-4)
     assert model_reward(str(folder))(prompts=[texts[0][:-3]], completions=[" 3."]) == pytest.approx([right], abs=1e-4)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_tokenizer_and_ends_stay_those_of_the_start(place, gpt2, tmp_path, ours):
+    """Of released checkpoints many have merges in one text, which transformers writes otherwise, and several ends."""
+    start = tmp_path / "start"
+    shutil.copytree(place / "base" if ours else gpt2, start)
+    tokenizer = json.loads((start / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+    (start / "tokenizer.json").write_text(json.dumps(tokenizer))
+    generation = {"eos_token_id": [3, 7], "pad_token_id": 3, "temperature": 0.7, "do_sample": True}
+    (start / "generation_config.json").write_text(json.dumps(generation))
+    out = (
+        run.train(recipe(place, "sft", tmp_path / "sft", f"start={start}", "steps=1", "save_every=1")) / "checkpoint/hf"
+    )
+    assert hashes(out) == hashes(start)
+    assert json.loads((out / "generation_config.json").read_text()) == generation
+    assert end_ids(out) == [3, 7]
+    run.train(recipe(place, "dpo", tmp_path / "dpo", f"start={out}", "steps=1", "save_every=1"))
+
+
+def test_another_model_at_the_same_place_is_another_training(place, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(place / "base", start)
+    words = (f"start={start}", "steps=2", "save_every=1")
+    run.train(recipe(place, "sft", tmp_path / "out", *words))
+    run.train(recipe(place, "sft", tmp_path / "out", *words))
+    path = start / "model.safetensors"
+    save_file({name: value * 1.5 for name, value in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(FactoryError, match=r"another training: \[lineage\] differs"):
+        run.train(recipe(place, "sft", tmp_path / "out", *words))
 
 
 def test_a_head_begins_with_the_same_numbers_and_another_head_is_refused(gpt2, tmp_path):
