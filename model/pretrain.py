@@ -19,6 +19,7 @@ import torch
 
 from factory.engine.errors import FactoryError
 from factory.engine.files import aside
+from factory.teacher.engine import identify
 from model.checkpoint import load_hf, save_hf
 from model.config import OptimizerConfig, TrainRecipe
 from model.curriculum import Stage, stages
@@ -68,6 +69,9 @@ FREE = (
     "train.checkpoint_activations",
     "train.context_parallel",
 )
+
+
+START = "the checkpoint to start with"
 
 
 class Diverged(FactoryError):
@@ -146,6 +150,10 @@ class Pretraining:
         self.mixtures = {stage.name: self._mixture(stage) for stage in self.stages}
         torch.set_num_threads(recipe.train.threads or max(1, cores() // self.world.local_size))
         begun = self.states.description()
+        start = recipe.train.start or recipe.train.upcycle
+        if start:  # by its content, another one may lie there by now; once begun it is not needed any more
+            gone = begun is not None and not (Path(start) / "config.json").is_file()
+            self.identity[START] = begun["identity"].get(START) if begun and gone else identify(start, "")
         if begun is not None:
             self._check(begun["identity"])
             self.ends = begun["ends"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from factory.engine.errors import FactoryError
 from model import train
@@ -172,6 +174,16 @@ def test_a_training_begins_with_a_checkpoint(staged: Path, recipe: Path, dataset
     assert work.model.config.max_position_embeddings == 128 and work.model.config.rope_scaling is not None
     before = load_hf(folder)
     assert all(torch.equal(one, other) for one, other in zip(before.parameters(), work.model.parameters(), strict=True))
+    work.run()
+    os.rename(folder, folder.with_name("gone"))
+    begin(loaded, tmp_path / "second")  # which has begun
+    os.rename(folder.with_name("gone"), folder)
+    weights = folder / "model.safetensors"
+    shutil.copy(weights, tmp_path)
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(FactoryError, match="begun with the checkpoint to start with = 'checkpoint "):
+        begin(loaded, tmp_path / "second")
+    shutil.copy(tmp_path / "model.safetensors", weights)
     with pytest.raises(FactoryError, match=r"parameter model\.embed_tokens\.weight has shape"):
         begin(load_recipe(path, [f"data={dataset}", "hidden_size=64"]), tmp_path / "third")
     with pytest.raises(FactoryError, match=r"train\.start and train\.upcycle: .* give one"):
