@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import dataclasses
 import itertools
@@ -329,6 +330,21 @@ class Unlucky(Map):
         if self.at in batch.column("id").to_pylist() and batch.num_rows == 1 and not os.path.exists(self.flag):
             with open(self.flag, "w"):
                 os.kill(os.getpid(), 9)
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tidy(Map):
+    """Leaves a file, which is gone at the end of its process, in a folder."""
+
+    folder: str = ""
+
+    def open(self, context: Context) -> None:
+        path = os.path.join(self.folder, f"{os.getpid()}")
+        with open(path, "w"), open(f"{path}.was", "w"):
+            atexit.register(os.remove, path)
+
+    def __call__(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
         return batch
 
 

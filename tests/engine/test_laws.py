@@ -257,6 +257,15 @@ def test_workers_die_with_their_supervisor(tmp_path):
     assert not left
 
 
+def test_workers_leave_nothing_behind(tmp_path):
+    (tmp_path / "made").mkdir()
+    build(
+        make({"use": "Numbers", "rows": 9, "shards": 4}, {"use": "Tidy", "folder": str(tmp_path / "made")}), tmp_path, 2
+    )
+    left = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert left and all(name.endswith(".was") for name in left)
+
+
 def _children(pid: int) -> list[int]:
     try:
         return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
