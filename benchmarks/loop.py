@@ -6,7 +6,7 @@ Runs recipes/loop.sh once a seed, with other problems, weights and samples each 
 temperature 1 on held-out problems by stage, with 95% intervals (bootstrap over problems), the differences between
 stages on the same problems (paired bootstrap, one-sided p), and which claims hold on how many seeds, those that fail
 too. Controls: as many steps on the corpus with its mistakes and garbage, and SFT on as many samples that nobody
-verified. A run that was killed goes on. About eight minutes a seed on two cores.
+verified. A run that was killed goes on. About seven minutes a seed on two cores.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
             for rows in found.values()
         ]
         print(f"{label:12s}" + "".join(f"{cell:>24s}" for cell in cells))
-    print(f"\n{'paired':20s}" + "".join(f"{f'seed {s}':>34s}" for s in found))
+    print(f"\n{'paired':20s}" + "".join(f"{f'seed {s}':>36s}" for s in found))
     for better, than in CLAIMS:
         told, higher, sure = [], 0, 0
         for rows in found.values():
@@ -100,7 +100,7 @@ def main() -> None:
             sure += row["difference"] > 0 and row["p"] < LEVEL
             spread = f"({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
             told.append(f"{row['difference']:+.3f} {spread} p {row['p']:.4f}")
-        print(f"{f'{better} - {than}':20s}" + "".join(f"{one:>34s}" for one in told))
+        print(f"{f'{better} - {than}':20s}" + "".join(f"{one:>36s}" for one in told))
         print(f"{'':20s}above on {higher} of {len(found)} seeds, with p < {LEVEL} on {sure}")
 
 
