@@ -1,0 +1,115 @@
+"""What a recipe or a dataset of post-training has that cannot be is told before any work, in a line; rows with nulls
+are left out and counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from factory.engine.errors import FactoryError
+from model.posttrain import data, run
+from tests.model.posttrain import recipe
+
+SAMPLE = '[sample]\nrewards = ["tests.verify.verifiers:has_a_one"]\nsamples = 4\nmax_new_tokens = 6\n'
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """A dataset of these rows; the word that makes a recipe learn from it, with nothing held out."""
+    (folder / "rows").mkdir(parents=True)
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / "rows/0.parquet")
+    shards = [{"path": "rows/0.parquet", "rows": len(rows)}]
+    manifest = {"name": "own", "version": "1", "key": folder.name, "columns": table.column_names, "rows": shards}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return f"data.path={folder}"
+
+
+def chat(*contents: str | None) -> list[dict[str, str | None]]:
+    return [{"role": ("user", "assistant")[turn % 2], "content": said} for turn, said in enumerate(contents)]
+
+
+# What each stage learns from.
+PAIR: dict[str, Any] = {"prompt": "1+1=?", "chosen": "2", "rejected": "3"}
+TALK: dict[str, Any] = {"messages": chat("1+1=?", "2")}
+SAID: dict[str, Any] = {"prompt": "1+1=?", "response": "2"}
+CHAIN: dict[str, Any] = {"prompt": "1+1+1=\n", "completions": ["1+1=2\n", "2+1=3\n"], "labels": [True, False]}
+TURNS: dict[str, Any] = {"prompt": chat("1+1=?"), "chosen": chat("", "2")[1:], "rejected": chat("", "3")[1:]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "good", "wrong"),
+    [
+        ("dpo", PAIR, {"prompt": None}),
+        ("dpo", PAIR, {"chosen": None}),
+        ("dpo", TURNS, {"prompt": chat(None)}),
+        ("dpo", TURNS, {"rejected": []}),
+        ("reward", PAIR, {"prompt": None}),
+        ("reward", TURNS, {"chosen": []}),
+        ("sft", SAID, {"prompt": None}),
+        ("sft", TALK, {"messages": None}),
+        ("sft", TALK, {"messages": chat("1+1=?", None)}),
+        ("sft", TALK, {"messages": chat("1+1=?", "2", None, "3")}),
+        ("sft", TALK, {"messages": [None]}),
+        ("grpo", {"prompt": "1+1=?"}, {"prompt": None}),
+        ("prm", CHAIN, {"prompt": None}),
+        ("prm", CHAIN, {"completions": None}),
+        ("prm", CHAIN, {"completions": ["1+1=2\n", None]}),
+        ("prm", CHAIN, {"labels": None}),
+    ],
+)
+def test_rows_with_nulls_are_left_out_and_counted(place, tmp_path, capsys, stage, good, wrong):
+    rows = [good | wrong if row == 2 else good for row in range(8)]
+    words = (write(tmp_path / "data", rows), "evaluation_share=0.01", "batch_size=4")
+    trainer = run.STAGES[stage](run.begin(recipe(place, stage, tmp_path / "out", *words, more=SAMPLE)))
+    assert trainer.train_dataset.num_rows == 7
+    assert "warning: 1 " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows", "told"),
+    [
+        ("dpo", [TURNS | {"prompt": "7+7=?"}], r'"7\+7=\?": .*one form'),
+        ("reward", [TURNS | {"prompt": "7+7=?"}], r'"7\+7=\?": .*one form'),
+        (
+            "dpo",
+            [TURNS | {"prompt": [{"from": "user", "value": "7+7=?"}]}],
+            r".*7\+7=\?.*: prompt must be a text, or a list",
+        ),
+        ("sft", [{"messages": "7+7=?"}], r'"7\+7=\?": messages must be a list in which each has role'),
+        ("grpo", [{"prompt": 77}], "77: prompt must be a text"),
+        ("prm", [CHAIN | {"labels": [True]}], r".*2 steps and 1 labels"),
+    ],
+)
+def test_a_row_of_another_form_is_named(place, tmp_path, stage, rows, told):
+    words = (write(tmp_path / "data", rows), "evaluation_share=0", "batch_size=4")
+    made = run.begin(recipe(place, stage, tmp_path / "out", *words, more=SAMPLE))
+    with pytest.raises(FactoryError, match=f"{tmp_path}/data: ({told})"):
+        run.STAGES[stage](made)
+
+
+@pytest.mark.parametrize(("stage", "row"), [("dpo", PAIR), ("sft", SAID), ("prm", CHAIN), ("grpo", {"prompt": ""})])
+def test_held_out_rows_of_which_none_is_left_are_not_evaluated_on(place, tmp_path, capsys, stage, row):
+    rows: list[dict[str, Any]] = []
+    for number in range(200):
+        asked = f"{number}+{number}=?\n"
+        held = data._held(json.dumps(asked), 0.1)
+        none = {"chosen": None, "response": "", "labels": None, "prompt": asked * 30 if stage == "grpo" else asked}
+        rows.append(row | {"prompt": asked} | ({name: none[name] for name in none if name in row} if held else {}))
+    if stage == "grpo":  # the prompts of another length are held out themselves
+        rows = [one for one in rows if data._held(json.dumps(one["prompt"]), 0.1) == (len(one["prompt"]) > 60)]
+    words = (write(tmp_path / "data", rows), "evaluation_share=0.1", "steps=1")
+    trainer = run.STAGES[stage](run.begin(recipe(place, stage, tmp_path / "out", *words, more=SAMPLE)))
+    assert trainer.eval_dataset is None and trainer.args.eval_strategy == "no"
+    assert "no held-out row is left" in capsys.readouterr().err
+
+
+def test_the_order_of_a_messages_fields_does_not_decide_what_is_held_out():
+    turned = [{"content": "1+1=?", "role": "user"}]
+    (one,) = data._prompts(pa.Table.from_pylist([{"prompt": turned}]))
+    (other,) = data._prompts(pa.Table.from_pylist([{"messages": [*chat("1+1=?"), *turned]}]))
+    assert one == other == '[{"role": "user", "content": "1+1=?"}]'
