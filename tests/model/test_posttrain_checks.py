@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from factory.engine.errors import FactoryError
+from model.config import ProbeConfig
 from model.posttrain import data, run
-from tests.model.posttrain import recipe
+from model.probe import Probe
+from tests.model.posttrain import losses, recipe
 
 SAMPLE = '[sample]\nrewards = ["tests.verify.verifiers:has_a_one"]\nsamples = 4\nmax_new_tokens = 6\n'
 
@@ -106,6 +108,20 @@ def test_held_out_rows_of_which_none_is_left_are_not_evaluated_on(place, tmp_pat
     trainer = run.STAGES[stage](run.begin(recipe(place, stage, tmp_path / "out", *words, more=SAMPLE)))
     assert trainer.eval_dataset is None and trainer.args.eval_strategy == "no"
     assert "no held-out row is left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["grpo", "online_dpo"])
+def test_a_reward_may_ask_for_the_prompt_and_any_column(place, tmp_path, stage):
+    asked = [f"Question: {number}+{number}=?" for number in range(16)]
+    word = write(tmp_path / "data", [{"prompt": one, "completion": f"of {one}"} for one in asked])
+    more = SAMPLE.replace("has_a_one", "answers")
+    words = (word, "evaluation_share=0", "batch_size=8", "steps=1")
+    out = run.train(recipe(place, stage, tmp_path / "out", *words, more=more))
+    assert len(losses(out)) == 1
+    config = ProbeConfig(data=str(tmp_path / "data"), reward="tests.verify.verifiers:answers")
+    probe = Probe(config, place / "base", 1000)
+    checks = probe.verifier(["1"] * 16, probe.columns)
+    assert all(check.passed for check in checks)
 
 
 def test_the_order_of_a_messages_fields_does_not_decide_what_is_held_out():
