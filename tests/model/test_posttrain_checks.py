@@ -3,6 +3,7 @@ are left out and counted."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,62 @@ TALK: dict[str, Any] = {"messages": chat("1+1=?", "2")}
 SAID: dict[str, Any] = {"prompt": "1+1=?", "response": "2"}
 CHAIN: dict[str, Any] = {"prompt": "1+1+1=\n", "completions": ["1+1=2\n", "2+1=3\n"], "labels": [True, False]}
 TURNS: dict[str, Any] = {"prompt": chat("1+1=?"), "chosen": chat("", "2")[1:], "rejected": chat("", "3")[1:]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "told"),
+    [
+        ("dpo", "steps=-1", r"train\.steps = -1: must not be negative"),
+        ("dpo", "micro_batch_size=-2", r"train\.micro_batch_size = -2: must not be negative"),
+        ("dpo", "train.seed=-1", r"train\.seed = -1: must not be negative"),
+        ("dpo", "max_length=-1", r"train\.max_length = -1: must not be negative"),
+        ("dpo", "evaluate_every=-5", r"train\.evaluate_every = -5: must be above 0"),
+        ("dpo", "save_every=-5", r"train\.save_every = -5: must be above 0"),
+        ("grpo", "sample.clip=-0.5", r"sample\.clip = -0\.5: must be above 0"),
+        ("grpo", "top_p=0.0", r"sample\.top_p = 0\.0: must be above 0"),
+        ("grpo", "top_p=1.5", r"sample\.top_p = 1\.5: must be above 0 and at most 1"),
+        ("grpo", "temperature=0", r"sample\.temperature = 0\.0: must be above 0"),
+        ("dpo", "optimizer.p=2", r"optimizer\.p = 2\.0: must lie between 0 and 1"),
+        ("dpo", "alpha=-1", r"optimizer\.alpha = -1\.0: must lie between 0 and 1"),
+        ("reward", "merge=dare", "stage reward trains a head"),
+        ("prm", "merge=dare", "stage prm trains a head"),
+        ("online_dpo", "sample.beta=0.1", r"sample\.beta: stage online_dpo has none"),
+        ("online_dpo", "sample.clip=0.1", r"sample\.clip: stage online_dpo has none"),
+        ("online_dpo", "iterations=2", r"sample\.iterations: stage online_dpo has none"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_as_the_recipe_is_read(tmp_path, stage, word, told):
+    with pytest.raises(FactoryError, match=told):
+        recipe(tmp_path, stage, tmp_path / "out", word, "model.base=x", more=SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "told"),
+    [
+        ("sft", "max_length=256", r"max_length = 256, but max_position_embeddings of .*base is 128: lower it"),
+        ("grpo", "max_length=256", r"max_length = 256, but max_position_embeddings"),
+        ("grpo", "max_new_tokens=128", r"max_new_tokens = 128: leaves no room .* max_position_embeddings = 128"),
+        ("dpo", "merge=dare", r"model\.base = 'nowhere': no config\.json there"),
+        ("grpo", 'columns={endnig="ending"}', r"no reward has a parameter 'endnig' \(did you mean 'ending'"),
+        ("grpo", 'rewards=["/missing/hf"]', r"'/missing/hf': no such checkpoint folder"),
+        ("grpo", 'rewards=["correct"]', "neither a folder of a reward model nor module:function"),
+    ],
+)
+def test_what_does_not_fit_the_start_or_the_rewards_is_refused_before_rows_are_read(
+    place, tmp_path, monkeypatch, stage, word, told
+):
+    monkeypatch.setattr(run, "read", None)
+    more = SAMPLE.replace("has_a_one", "ends_with")
+    with pytest.raises(FactoryError, match=told):
+        run.begin(recipe(place, stage, tmp_path / "out", "model.base=nowhere", word, more=more))
+
+
+def test_without_a_length_it_is_the_starts_where_that_is_less(place, tmp_path, capsys):
+    made = run.begin(recipe(place, "sft", tmp_path / "out"))
+    assert made.recipe.train.max_length == 128
+    assert json.loads((tmp_path / "out/recipe.json").read_text())["train"]["max_length"] == 128
+    assert "train.max_length = 128: max_position_embeddings" in capsys.readouterr().err
+    assert recipe(place, "sft", tmp_path / "out").within(4096).train.max_length == 2048
 
 
 @pytest.mark.parametrize(
@@ -122,6 +179,14 @@ def test_a_reward_may_ask_for_the_prompt_and_any_column(place, tmp_path, stage):
     probe = Probe(config, place / "base", 1000)
     checks = probe.verifier(["1"] * 16, probe.columns)
     assert all(check.passed for check in checks)
+
+
+def test_what_is_none_is_not_told():
+    told = io.StringIO()
+    callback = run.Told(told)
+    state = type("State", (), {"global_step": 1, "max_steps": 1})()
+    callback.on_log(None, state, None, {"loss": 0.5, "reward": None})
+    assert "loss 0.5" in told.getvalue() and "reward" not in told.getvalue()
 
 
 def test_the_order_of_a_messages_fields_does_not_decide_what_is_held_out():
