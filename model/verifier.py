@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+ROWS = "rows of the dataset"
+"""TRL gives a reward function no column that is called `prompt` or `completion`: here are all."""
 
 
 def _room() -> Any:
@@ -21,6 +24,13 @@ def verifier(name: str, columns: Mapping[str, str] | None = None) -> Any:
 
 
 def reward(name: str, columns: Mapping[str, str] | None = None) -> Callable[..., list[float | None]]:
-    """The same as a reward function of TRL."""
+    """The same as a reward function of TRL, in whose arguments `ROWS` may have the rows that were asked."""
     made: Callable[..., list[float | None]] = _room().reward(name, columns or {})
-    return made
+
+    def score(prompts: Sequence[Any], completions: Sequence[Any], **given: Any) -> list[float | None]:
+        rows = given.pop(ROWS, None) or [{"prompt": prompt} for prompt in prompts]
+        own = {column: [row[column] for row in rows] for column in rows[0]}
+        return made(completions, **given | {"prompts": prompts} | own)
+
+    score.__name__ = made.__name__  # TRL logs it by this name
+    return score

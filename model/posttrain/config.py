@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from model.recipe import override, read_table
 
 Stage = Literal["sft", "reward", "prm", "dpo", "grpo", "online_dpo"]
 SAMPLING: tuple[Stage, ...] = ("grpo", "online_dpo")
+MAX_LENGTH = 2048  # where a recipe says none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,10 @@ class TrainConfig:
     """Rows in a step over all processes: conversations, pairs (in online_dpo one a prompt), or in grpo completions."""
     micro_batch_size: int = 0
     """At most so many of them are in a process's memory at once; 0 for all of its part."""
-    max_length: int = 2048
-    """Tokens of prompt and answer. sft and prm cut longer ones off at the end; longer pairs are left out, and prompts
-    that leave no room for sample.max_new_tokens. What is left out is told."""
+    max_length: int = 0
+    """Tokens of prompt and answer, at most the start's max_position_embeddings; 0 for 2048, or as many as those where
+    they are fewer. sft and prm cut longer ones off at the end; longer pairs are left out, and prompts that leave no
+    room for sample.max_new_tokens. What is left out is told."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the layers compute in; weights and the optimizer stay in float32."""
     checkpoint_activations: bool = False
@@ -184,19 +186,32 @@ class PostRecipe:
         """Raises FactoryError where the numbers do not fit together."""
         bounds = {
             "optimizer": {"learning_rate": (0, math.inf), "clip": (0, math.inf), "epsilon": (0, math.inf)},
-            "train": dict.fromkeys(("epochs", "batch_size", "max_length", "save_every"), (0, math.inf)),
-            "sample": {"samples": (1, math.inf), "max_new_tokens": (0, math.inf), "temperature": (0, math.inf)},
+            "train": dict.fromkeys(("epochs", "batch_size", "evaluate_every", "save_every"), (0, math.inf)),
+            "sample": {"samples": (1, math.inf)}
+            | dict.fromkeys(("max_new_tokens", "temperature", "top_p", "clip"), (0, math.inf)),
         }
         for name, fields in bounds.items():
             for key, (low, high) in fields.items():
                 value = getattr(getattr(self, name), key)
                 if not low < value < high:
                     raise FactoryError(f"{name}.{key} = {value}: must be above {low}")
+        for key in ("steps", "micro_batch_size", "max_length", "seed", "threads"):
+            if getattr(self.train, key) < 0:
+                raise FactoryError(f"train.{key} = {getattr(self.train, key)}: must not be negative")
+        if self.sample.top_p > 1:
+            raise FactoryError(f"sample.top_p = {self.sample.top_p}: must be above 0 and at most 1")
+        for key in ("alpha", "p"):
+            if not 0 <= getattr(self.optimizer, key) <= 1:
+                raise FactoryError(f"optimizer.{key} = {getattr(self.optimizer, key)}: must lie between 0 and 1")
         for name, key in (("data", "evaluation_share"), ("optimizer", "final_share"), ("optimizer", "warmup_share")):
             if not 0 <= getattr(getattr(self, name), key) < 1:
                 raise FactoryError(f"{name}.{key} = {getattr(getattr(self, name), key)}: must be from 0 to below 1")
         if self.optimizer.merge and self.optimizer.name != "adamw":
             raise FactoryError("optimizer.merge: it merges AdamW's steps: leave optimizer.name out")
+        if self.optimizer.merge and self.stage in ("reward", "prm"):
+            raise FactoryError(
+                f"optimizer.merge: stage {self.stage} trains a head, which model.base has not: leave it out"
+            )
         if self.optimizer.merge and not self.model.base:
             raise FactoryError("optimizer.merge: say model.base, the checkpoint that the SFT began with")
         if self.stage in SAMPLING:
@@ -204,11 +219,15 @@ class PostRecipe:
                 raise FactoryError(f"stage {self.stage}: sample.rewards is empty: name at least one")
             if self.sample.weights and len(self.sample.weights) != len(self.sample.rewards):
                 raise FactoryError("sample.weights: give one for each of sample.rewards")
-            if self.sample.max_new_tokens >= self.train.max_length:
+            length = self.train.max_length or MAX_LENGTH
+            if self.sample.max_new_tokens >= length:
                 raise FactoryError(
                     f"sample.max_new_tokens = {self.sample.max_new_tokens}: leaves no room for a prompt in "
-                    f"train.max_length = {self.train.max_length}: raise that"
+                    f"train.max_length = {length}: raise that"
                 )
+            for key in ("beta", "clip", "iterations") if self.stage == "online_dpo" else ():
+                if getattr(self.sample, key) != getattr(SampleConfig, key):
+                    raise FactoryError(f"sample.{key}: stage online_dpo has none: leave it out")
             if self.sample.iterations < 1 or (self.stage == "grpo" and self.train.save_every % self.sample.iterations):
                 raise FactoryError(
                     f"sample.iterations = {self.sample.iterations}: train.save_every = {self.train.save_every} must be "
@@ -219,6 +238,22 @@ class PostRecipe:
                     f"train.batch_size = {self.train.batch_size} completions are not whole groups of "
                     f"sample.samples = {self.sample.samples}"
                 )
+
+    def within(self, positions: int | None) -> PostRecipe:
+        """The recipe with the train.max_length that it has with a start of so many positions (None: no limit).
+        FactoryError where they are too few for what it says."""
+        length = self.train.max_length or min(MAX_LENGTH, positions or MAX_LENGTH)
+        if positions and length > positions:
+            raise FactoryError(
+                f"train.max_length = {length:,}, but max_position_embeddings of {self.model.start} is {positions:,}: "
+                "lower it, or leave it out"
+            )
+        if self.stage in SAMPLING and self.sample.max_new_tokens >= length:
+            raise FactoryError(
+                f"sample.max_new_tokens = {self.sample.max_new_tokens:,}: leaves no room for a prompt in "
+                f"max_position_embeddings = {positions:,} of {self.model.start}: lower it"
+            )
+        return replace(self, train=replace(self.train, max_length=length))
 
 
 SECTIONS: dict[str, type] = {

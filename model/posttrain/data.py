@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from accelerate import PartialState
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from factory.engine.errors import FactoryError, nearest
@@ -33,8 +34,12 @@ COLUMNS: dict[Stage, tuple[tuple[str, ...], ...]] = {
     "online_dpo": (("prompt",),),
 }
 ANSWERS = ("chosen", "rejected")
+MESSAGES = ("messages", "prompt", "response", *ANSWERS)  # or texts
+READ = (*MESSAGES, "completions")  # a null in labels says that a step has none
+FIELDS = ("role", "content")  # of a message
 IGNORE = -100
 ROWS = 1000  # in memory at a time
+T = TypeVar("T")
 Message = dict[str, str]
 OTHERWISE = (
     "the chat template renders an answer otherwise than behind its question: train on the columns prompt and response "
@@ -167,14 +172,67 @@ def tokenized(
 def _prompts(table: pa.Table) -> Iterator[str]:
     """What tells prompts apart: of a conversation, all before its last message."""
     if "messages" in table.column_names:
-        yield from (json.dumps(messages[:-1]) for messages in table.column("messages").to_pylist())
+        all_ = table.column("messages").to_pylist()
+        yield from (_told_apart(one[:-1] if isinstance(one, list) else one) for one in all_)
     else:
-        yield from (json.dumps(prompt) for prompt in table.column("prompt").to_pylist())
+        yield from map(_told_apart, table.column("prompt").to_pylist())
+
+
+def _told_apart(prompt: Any) -> str:
+    """A prompt in which the order of a message's fields makes no difference: role and content, then the others."""
+    if isinstance(prompt, list):
+        order = {name: place for place, name in enumerate(FIELDS)}
+        prompt = [
+            dict(sorted(one.items(), key=lambda field: (order.get(field[0], len(order)), field[0])))
+            if isinstance(one, dict)
+            else one
+            for one in prompt
+        ]
+    return json.dumps(prompt, default=str)
 
 
 def _held(prompt: str, share: float) -> bool:
     """Whether a prompt is held out, by its hash: the same prompt is in every stage and every dataset."""
     return xxhash.xxh3_64_intdigest(prompt) < share * 2**64
+
+
+def encoded(table: pa.Table, encode: Callable[[dict[str, Any]], T | None]) -> Iterator[T]:
+    """What `encode` makes of each row without a null in what a stage learns from, where it is not None.
+
+    FactoryError names the prompt of a row that has another form, or that cannot be rendered.
+    """
+    for row in table.to_pylist():
+        if any(_has_null(row[name]) for name in READ if name in row):
+            continue
+        try:
+            for name in MESSAGES:
+                if name in row:
+                    _check_form(name, row[name])
+            made = encode(row)
+        except (FactoryError, TemplateError) as error:
+            asked = json.dumps(row.get("prompt") or row.get("messages"), ensure_ascii=False, default=str)
+            raise FactoryError(f"{asked[:80]}: {error}") from error
+        if made is not None:
+            yield made
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a text or a message is null, or a message's role, or its content where it calls no tool."""
+    if isinstance(value, list):
+        return any(map(_has_null, value))
+    if isinstance(value, dict):
+        there = [name for name in FIELDS if name in value and not (name == "content" and value.get("tool_calls"))]
+        return any(value[name] is None for name in there)
+    return value is None
+
+
+def _check_form(name: str, value: Any) -> None:
+    """FactoryError for what is neither a text nor messages."""
+    if isinstance(value, str) and name != "messages":
+        return
+    if not isinstance(value, list) or not all(isinstance(one, dict) and {*FIELDS} <= one.keys() for one in value):
+        text = "" if name == "messages" else "a text, or "
+        raise FactoryError(f"{name} must be {text}a list in which each has role and content")
 
 
 def conversations(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
@@ -183,55 +241,54 @@ def conversations(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_lengt
     Labels are ids where the assistant speaks, with what ends its turn, else -100. Longer rows are cut at the end; those
     that have no label then, or an empty response, are left out.
     """
-    ids: list[list[int]] = []
-    labels: list[list[int]] = []
-    for row in table.to_pylist():
+
+    def encode(row: dict[str, Any]) -> tuple[list[int], list[int]] | None:
         if "messages" in row:
             one, spoken = _conversation(row["messages"], tokenizer)
         elif row["response"]:
             asked, said = answered(row["prompt"], row["response"], tokenizer)
             one, spoken = asked + said, [False] * len(asked) + [True] * len(said)
         else:
-            continue
+            return None
         one, spoken = one[:max_length], spoken[:max_length]
-        if any(spoken):
-            ids.append(one)
-            labels.append([token if mine else IGNORE for token, mine in zip(one, spoken, strict=True)])
-    return _table(input_ids=ids, labels=labels)
+        labels = [token if mine else IGNORE for token, mine in zip(one, spoken, strict=True)]
+        return (one, labels) if any(spoken) else None
+
+    return rows_of(("input_ids", "labels"), encoded(table, encode))
 
 
 def pairs(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
     """Token ids of each prompt, of its chosen and of its rejected answer. Pairs in which one is longer with its prompt
     are left out, and those without an answer: a cut one would be compared by where it was cut."""
-    found: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-    for row in table.to_pylist():
-        if not row["chosen"] or row["rejected"] is None:
-            continue
+
+    def encode(row: dict[str, Any]) -> tuple[list[int], ...] | None:
+        if not row["chosen"] or row["rejected"] == []:
+            return None
         (asked, chosen), (_, rejected) = (answered(row["prompt"], row[name], tokenizer) for name in ANSWERS)
-        if len(asked) + max(len(chosen), len(rejected)) <= max_length:
-            for name, part in zip(found, (asked, chosen, rejected), strict=True):
-                found[name].append(part)
-    return _table(**found)
+        fits = len(asked) + max(len(chosen), len(rejected)) <= max_length
+        return (asked, chosen, rejected) if fits else None
+
+    return rows_of(("prompt_ids", "chosen_ids", "rejected_ids"), encoded(table, encode))
 
 
 def comparisons(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
     """Token ids of each prompt with its chosen, and with its rejected answer, as a reward model reads them. Pairs in
-    which one is longer are left out."""
-    found: dict[str, list[list[int]]] = {"chosen_ids": [], "rejected_ids": []}
-    for row in table.to_pylist():
-        if row["chosen"] is None or row["rejected"] is None:
-            continue
+    which one is longer are left out, and those without an answer."""
+
+    def encode(row: dict[str, Any]) -> list[list[int]] | None:
+        if [] in (row["chosen"], row["rejected"]):
+            return None
         both = [whole(row["prompt"], row[name], tokenizer) for name in ANSWERS]
-        if max(map(len, both)) <= max_length:
-            for name, ids in zip(found, both, strict=True):
-                found[name].append(ids)
-    return _table(**found)
+        return both if max(map(len, both)) <= max_length else None
+
+    return rows_of(("chosen_ids", "rejected_ids"), encoded(table, encode))
 
 
 def whole(prompt: Any, answer: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a prompt with its answer as reward models read them: a text with the end of texts behind it, messages
     as the chat template ends them (so also factory/teacher/scoring.py)."""
     if isinstance(prompt, str):
+        _same_form(answer)
         end = tokenizer.eos_token or ""
         return list(tokenizer((prompt + answer).removesuffix(end) + end)["input_ids"])
     turns = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
@@ -240,13 +297,17 @@ def whole(prompt: Any, answer: Any, tokenizer: PreTrainedTokenizerBase) -> list[
 
 def prompts(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
     """The rows whose prompt has at most so many tokens."""
-    short = [len(asking(prompt, tokenizer)) <= max_length for prompt in table.column("prompt").to_pylist()]
-    return table.filter(pa.array(short, pa.bool_()))
+    place = pa.array(range(table.num_rows), pa.int64())
+    numbered = pa.table({"prompt": table["prompt"], "place": place})
+    short = encoded(numbered, lambda row: row["place"] if len(asking(row["prompt"], tokenizer)) <= max_length else None)
+    return table.take(pa.array(short, pa.int64()))
 
 
-def _table(**columns: list[list[int]]) -> pa.Table:
+def rows_of(names: Sequence[str], rows: Iterable[Sequence[list[int]]]) -> pa.Table:
+    """A table of lists of ids, of the columns `names`."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
     kind = pa.list_(pa.int32())
-    return pa.table({name: pa.array(rows, kind) for name, rows in columns.items()})
+    return pa.table({name: pa.array(column, kind) for name, column in zip(names, columns, strict=True)})
 
 
 def _conversation(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
@@ -274,8 +335,7 @@ def answered(prompt: Any, answer: Any, tokenizer: PreTrainedTokenizerBase) -> tu
     """The ids of a prompt, and of an answer to it with what ends it: of a text the end of texts, of messages what the
     chat template has there. They are tokenized apart, as an answer is that is sampled."""
     if isinstance(prompt, str):
-        if not isinstance(answer, str):
-            raise FactoryError("a prompt is a text, but its answer is messages: give both in one form")
+        _same_form(answer)
         end = tokenizer.eos_token or ""
         said = tokenizer(answer.removesuffix(end) + end, add_special_tokens=False)["input_ids"]
         return asking(prompt, tokenizer), list(said)
@@ -285,6 +345,11 @@ def answered(prompt: Any, answer: Any, tokenizer: PreTrainedTokenizerBase) -> tu
     if not whole.startswith(before):
         raise FactoryError(OTHERWISE)
     return asking(prompt, tokenizer), list(tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"])
+
+
+def _same_form(answer: Any) -> None:
+    if not isinstance(answer, str):
+        raise FactoryError("a prompt is a text, but its answer is messages: give both in one form")
 
 
 def asking(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:

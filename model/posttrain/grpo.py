@@ -17,6 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from model.posttrain.language_model import score_by_own
+from model.verifier import ROWS
 
 SAMPLED = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
@@ -44,7 +45,7 @@ class Sampled(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: list[Any], *more: Any) -> Tensor:
         """[samples of all processes, rewards]; the sums are kept in `rewarded` [groups, samples], nan where unknown."""
-        each = super()._calculate_rewards(inputs, *more)
+        each = super()._calculate_rewards([row | {ROWS: row} for row in inputs], *more)
         total = (each * self.reward_weights.to(each.device)).nansum(1)
         total[each.isnan().all(1)] = torch.nan
         self.rewarded = total.view(-1, self.num_generations if self._trains else self.num_generations_eval)

@@ -21,20 +21,20 @@ from transformers import (
 from factory.engine.errors import FactoryError
 from model.data import find
 from model.posttrain.config import PostRecipe
-from model.posttrain.data import IGNORE, asking
+from model.posttrain.data import IGNORE, asking, encoded, rows_of
 from model.posttrain.stages import Work
 
 
 def prm(work: Work) -> Trainer:
     told = work.recipe.prm
     _same_rule(work.recipe)
-    training, held = work.tokenized("steps", stepwise, "chains have no labelled step", 0, told.separator)
+    training, held = work.tokenized("steps", stepwise, "chains have a null or no labelled step", 0, told.separator)
     # Whoever asks the model cuts chains in the same way (factory/verify/steps.py).
     work.model.config.step_rule, work.model.config.step_separator = told.rule, told.separator
     work.tokenizer.padding_side = "right"
     return Trainer(
         model=work.model,
-        args=TrainingArguments(**work.arguments(training.num_rows), label_names=["labels"]),
+        args=TrainingArguments(**work.arguments(training.num_rows, held), label_names=["labels"]),
         data_collator=DataCollatorForTokenClassification(work.tokenizer),
         train_dataset=training,
         eval_dataset=held,
@@ -60,30 +60,28 @@ def stepwise(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: in
     the end; those that have no label then are left out. FactoryError where steps and labels are not as many, or a step
     has no token.
     """
-    ids: list[list[int]] = []
-    labels: list[list[int]] = []
-    for row in table.to_pylist():
+
+    def encode(row: dict[str, Any]) -> tuple[list[int], list[int]] | None:
         steps, right = row["completions"], row["labels"]
+        if right is None:
+            return None
         if len(steps) != len(right):
-            raise FactoryError(f"a chain has {len(steps)} steps and {len(right)} labels: {_brief(row['prompt'])}")
+            raise FactoryError(f"a chain has {len(steps)} steps and {len(right)} labels")
         one = asking(row["prompt"], tokenizer)
         said = [IGNORE] * len(one)
         for step, label in zip(steps, right, strict=True):
             text = step.rstrip("\n") + separator if separator else step
             part = tokenizer(text, add_special_tokens=False)["input_ids"]
             if not part:
-                raise FactoryError(f"a chain has a step without a token, {step!r}: {_brief(row['prompt'])}")
+                raise FactoryError(f"a chain has a step without a token, {step!r}")
+            if label not in (0, 1, None):
+                raise FactoryError(f"a step has the label {label!r}: it must be true, false, 1, 0 or null")
             one += part
             said += [IGNORE] * (len(part) - 1) + [IGNORE if label is None else int(label)]
-        if any(label != IGNORE for label in said[:max_length]):
-            ids.append(one[:max_length])
-            labels.append(said[:max_length])
-    kind = pa.list_(pa.int32())
-    return pa.table({"input_ids": pa.array(ids, kind), "labels": pa.array(labels, kind)})
+        one, said = one[:max_length], said[:max_length]
+        return (one, said) if any(label != IGNORE for label in said) else None
 
-
-def _brief(prompt: Any) -> str:
-    return json.dumps(prompt, ensure_ascii=False)[:80]
+    return rows_of(("input_ids", "labels"), encoded(table, encode))
 
 
 def _loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

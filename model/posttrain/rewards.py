@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from factory.engine.errors import FactoryError
+from factory.engine.errors import FactoryError, nearest
 from model.posttrain.config import SampleConfig
 from model.posttrain.data import load_tokenizer, whole
 from model.posttrain.heads import RewardModel, load_headed
@@ -24,13 +24,26 @@ def rewards(told: SampleConfig) -> list[Reward]:
 
 
 def needs(told: SampleConfig) -> list[str]:
-    """The columns that the rewards take from the data."""
+    """The columns that the rewards take from the data. FactoryError where there is no such reward, or none of them has
+    a parameter that sample.columns names."""
     found: list[str] = []
+    known: list[str] = []
     for name in told.rewards:
         if not Path(name).is_dir():
-            needed = verifier(name, _own(name, told)).needs.values()
+            needed = _verifier(name, told).needs.values()
             found += [column for column in needed if column not in found]
+            known += verifier(name).parameters
+    for key in told.columns:
+        if key not in known:
+            raise FactoryError(f"sample.columns: no reward has a parameter {key!r}{nearest(key, known)}")
     return found
+
+
+def _verifier(name: str, told: SampleConfig) -> Any:
+    if ":" not in name or "/" in name:
+        what = "no such checkpoint folder" if "/" in name else "neither a folder of a reward model nor module:function"
+        raise FactoryError(f"sample.rewards: {name!r}: {what}")
+    return verifier(name, _own(name, told))
 
 
 def _own(name: str, told: SampleConfig) -> dict[str, str]:
@@ -42,8 +55,6 @@ def _own(name: str, told: SampleConfig) -> dict[str, str]:
 def _reward(name: str, told: SampleConfig) -> Reward:
     if Path(name).is_dir():
         return model_reward(name)
-    if ":" not in name:
-        raise FactoryError(f"reward {name!r}: neither a folder of a reward model nor module:function")
     return reward(name, _own(name, told))
 
 

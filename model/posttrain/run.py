@@ -24,6 +24,7 @@ import transformers
 import trl
 from accelerate import PartialState
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
     PrinterCallback,
@@ -39,7 +40,7 @@ from model.checkpoint import GENERATION, copy_tokenizer, save_hf
 from model.parallel import checkpoint_layers, cores
 from model.picture import clock
 from model.posttrain import process, rewards, stages
-from model.posttrain.config import SAMPLING, SECTIONS, PostRecipe
+from model.posttrain.config import MAX_LENGTH, SAMPLING, SECTIONS, PostRecipe
 from model.posttrain.data import load_tokenizer, read
 from model.posttrain.heads import Headed, ProcessModel, RewardModel, load_headed
 from model.posttrain.language_model import LanguageModel, is_ours
@@ -105,6 +106,14 @@ def begin(recipe: PostRecipe) -> stages.Work:
     start = recipe.model.start
     if not (Path(start) / "config.json").is_file():
         raise FactoryError(f"model.start = {start!r}: no config.json there: give a checkpoint in Hugging Face's form")
+    if recipe.optimizer.merge and not (Path(recipe.model.base) / "config.json").is_file():
+        raise FactoryError(
+            f"model.base = {recipe.model.base!r}: no config.json there: give a checkpoint in Hugging Face's form"
+        )
+    given, recipe = recipe.train.max_length, recipe.within(_positions(start))
+    length = recipe.train.max_length
+    if not given and length < MAX_LENGTH and world.is_main_process:
+        print(f"train.max_length = {length:,}: max_position_embeddings of {start} are no more", file=sys.stderr)
     more = rewards.needs(recipe.sample) if recipe.stage in SAMPLING else ()
     folder = Path(recipe.out or Path(os.environ.get("FACTORY_RUNS", "runs")) / "train" / recipe.name)
     make_folder(str(folder))
@@ -127,6 +136,16 @@ def begin(recipe: PostRecipe) -> stages.Work:
                 f"train.checkpoint_activations: transformers' {type(model).__name__} has none: leave it out"
             )
     return stages.Work(recipe, folder, rows, model, load_tokenizer(start), load)
+
+
+def _positions(start: str) -> int | None:
+    """How many tokens a checkpoint is made for, as its config.json says; None where it says nothing of it."""
+    try:
+        config = AutoConfig.from_pretrained(start, local_files_only=True)
+    except (OSError, ValueError):
+        return None  # whoever loads the model tells why
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 def load_model(path: str, implementation: str) -> PreTrainedModel:
@@ -202,7 +221,7 @@ class Told(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         logs = logs or {}
-        what = "  ".join(f"{label} {logs[key]:.4g}" for key, label in SHOWN.items() if key in logs)
+        what = "  ".join(f"{label} {logs[key]:.4g}" for key, label in SHOWN.items() if logs.get(key) is not None)
         if not what:
             return
         if self.bar is not None:

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from factory.engine.errors import FactoryError
+from model.data import find
 from model.merging import OnlineMerging
 from model.muon import Muon
-from model.posttrain.config import PostRecipe
+from model.posttrain.config import SAMPLING, PostRecipe
 from model.posttrain.data import Rows, comparisons, conversations, pairs, prompts, tokenized
 from model.posttrain.grpo import Grpo, OnlineDpo
 from model.posttrain.language_model import score_by_own
@@ -53,16 +54,22 @@ class Work:
         `length` tokens, 0 for train.max_length. Tells how many it left out; FactoryError where it leaves none."""
         length = length or self.recipe.train.max_length
         told = (self.tokenizer, length, encode, *more)
-        training, out = tokenized(self.rows.training, self.cache, name, *told)
-        held, held_out = tokenized(self.rows.evaluation, self.cache, f"held_out_{name}", *told)
+        try:
+            training, out = tokenized(self.rows.training, self.cache, name, *told)
+            held, held_out = tokenized(self.rows.evaluation, self.cache, f"held_out_{name}", *told)
+        except FactoryError as error:
+            raise FactoryError(f"{find(self.recipe.data.path)}: {error}") from error
         if training is None:
-            raise FactoryError(f"all {out:,} {lost} within {length:,} tokens: raise train.max_length")
+            less = ", or lower sample.max_new_tokens" if self.recipe.stage in SAMPLING else ""
+            raise FactoryError(f"all {out:,} {lost} within {length:,} tokens: raise train.max_length{less}")
+        if held is None and self.rows.evaluation is not None:
+            print("warning: no held-out row is left: nothing is evaluated", file=sys.stderr)
         if out + held_out:
             print(f"warning: {out + held_out:,} {lost} within {length:,} tokens: left out", file=sys.stderr)
         return training, held
 
-    def arguments(self, rows: int) -> dict[str, Any]:
-        """What the arguments of all trainers share; `rows` are there to learn from."""
+    def arguments(self, rows: int, held: datasets.Dataset | None) -> dict[str, Any]:
+        """What the arguments of all trainers share; `rows` are there to learn from, `held` to evaluate on."""
         optimizer, train = self.recipe.optimizer, self.recipe.train
         world = PartialState().num_processes
         share = max(1, train.batch_size // world)
@@ -73,7 +80,6 @@ class Work:
                 "processes"
             )
         steps = train.steps or max(1, round(train.epochs * math.ceil(rows / train.batch_size)))
-        held = self.rows.evaluation is not None
         return {
             "output_dir": str(self.folder / "checkpoint" / "trainer"),
             "per_device_train_batch_size": micro,
@@ -97,7 +103,7 @@ class Work:
             "disable_tqdm": True,
             "save_steps": train.save_every,
             "save_total_limit": 2,
-            "eval_strategy": "steps" if held else "no",
+            "eval_strategy": "no" if held is None else "steps",
             "eval_steps": train.evaluate_every,
         }
 
@@ -140,9 +146,9 @@ class Work:
 
 
 def sft(work: Work) -> Trainer:
-    training, held = work.tokenized("tokens", conversations, "conversations have no answer")
+    training, held = work.tokenized("tokens", conversations, "conversations have a null or no answer")
     arguments = SFTConfig(
-        **work.arguments(training.num_rows),
+        **work.arguments(training.num_rows, held),
         max_length=None,  # they are cut already
         # Not TRL's packing, whose rows of several conversations would be what a step and an epoch count.
         padding_free=work.recipe.sft.packing,
@@ -159,11 +165,11 @@ class Dpo(DPOTrainer):
 
 def dpo(work: Work) -> Trainer:
     told = work.recipe.dpo
-    training, held = work.tokenized("pairs", pairs, "pairs have no two answers")
+    training, held = work.tokenized("pairs", pairs, "pairs have a null or no two answers")
     weighted: dict[str, Any] = {}
     if told.sft_weight:
         weighted = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, told.sft_weight]}
-    arguments = DPOConfig(**work.arguments(training.num_rows), beta=told.beta, max_length=None, **weighted)
+    arguments = DPOConfig(**work.arguments(training.num_rows, held), beta=told.beta, max_length=None, **weighted)
     return score_by_own(
         Dpo(
             ref_model=work.load(work.recipe.model.start),
@@ -176,7 +182,7 @@ def dpo(work: Work) -> Trainer:
 
 
 def reward(work: Work) -> Trainer:
-    training, held = work.tokenized("comparisons", comparisons, "pairs have no two answers")
+    training, held = work.tokenized("comparisons", comparisons, "pairs have a null or no two answers")
     tokenizer = work.tokenizer
     # transformers' reward models read at the last token that is no padding: it must be none that ends a row.
     ends = {tokenizer.eos_token_id, *(ids[-1] for row in training.select(range(1)) for ids in row.values())}
@@ -184,7 +190,7 @@ def reward(work: Work) -> Trainer:
         ids = (*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *range(len(tokenizer)))
         tokenizer.pad_token_id = next(id_ for id_ in ids if id_ not in ends)
     arguments = RewardConfig(
-        **work.arguments(training.num_rows),
+        **work.arguments(training.num_rows, held),
         max_length=None,  # longer ones are left out already
         center_rewards_coefficient=work.recipe.reward.center or None,
     )
@@ -194,7 +200,7 @@ def reward(work: Work) -> Trainer:
 def grpo(work: Work) -> Trainer:
     told = work.recipe.sample
     training, held = _prompts(work)
-    arguments = work.arguments(_whole_batches(work, training.num_rows * told.samples) * told.iterations)
+    arguments = work.arguments(_whole_batches(work, training.num_rows * told.samples) * told.iterations, held)
     micro = arguments["per_device_train_batch_size"]
     arguments["per_device_eval_batch_size"] = max(1, micro // told.samples) * told.samples
     return Grpo(
@@ -208,7 +214,7 @@ def grpo(work: Work) -> Trainer:
 def online_dpo(work: Work) -> Trainer:
     told = work.recipe.sample
     training, held = _prompts(work)
-    arguments = work.arguments(_whole_batches(work, training.num_rows))
+    arguments = work.arguments(_whole_batches(work, training.num_rows), held)
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         arguments[name] *= told.samples  # TRL counts samples, the recipe pairs
     return OnlineDpo(
@@ -247,7 +253,7 @@ def _sampling(work: Work, arguments: dict[str, Any], **more: Any) -> GRPOConfig:
 
 def _prompts(work: Work) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     room = work.recipe.train.max_length - work.recipe.sample.max_new_tokens
-    return work.tokenized("prompts", prompts, "prompts are too long to be answered", room)
+    return work.tokenized("prompts", prompts, "prompts are null or too long to be answered", room)
 
 
 def _sampled(work: Work, training: datasets.Dataset, held: datasets.Dataset | None) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from tests.conftest import REPOSITORY
 from tests.engine.build import build, make
 from tests.model.posttrain import losses, recipe, stopped, weights
 
+FEW = "[sample]\nmax_new_tokens = 8\n"
+
 
 def test_it_is_transformers_model_to_trl(place):
     ours, theirs = LanguageModel.load(place / "base"), AutoModelForCausalLM.from_pretrained(place / "base")
@@ -140,8 +142,8 @@ def test_a_reward_model_is_read_by_transformers(place, tmp_path):
     ("stage", "more", "told"),
     [
         ("grpo", "", "sample.rewards is empty"),
-        ("grpo", '[sample]\nrewards = ["mathematics:right"]\n', "no function 'right'"),
-        ("grpo", '[sample]\nrewards = ["tests.verify.verifiers:ends_with"]\ncolumns = {ending = "gold"}\n', "'gold'"),
+        ("grpo", f'{FEW}rewards = ["mathematics:right"]\n', "no function 'right'"),
+        ("grpo", f'{FEW}rewards = ["tests.verify.verifiers:ends_with"]\ncolumns = {{ending = "gold"}}\n', "'gold'"),
         ("dpo", "[dpo]\nbata = 1\n", "did you mean 'beta'"),
         ("rl", "", "must be one of 'sft'"),
         ("grpo", '[sample]\nrewards = ["a:b"]\n[train]\nmax_length = 256\n', "no room for a prompt"),

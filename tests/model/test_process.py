@@ -197,7 +197,13 @@ def test_labels_stand_at_the_last_token_of_each_step(folder):
     (cut,) = stepwise(pa.Table.from_pylist([chain]), tokenizer, at[1], "").to_pylist()
     assert [label for label in cut["labels"] if label != -100] == [1]
     assert not stepwise(pa.Table.from_pylist([chain]), tokenizer, at[0], "").num_rows
-    for wrong, told in (({"labels": [True]}, "2 steps and 1 labels"), ({"completions": ["", "a"]}, "without a token")):
+    for wrong, told in (
+        ({"labels": [True]}, "2 steps and 1 labels"),
+        ({"completions": ["", "a"]}, "without a token"),
+        ({"labels": [0.9, 0.4]}, r"the label 0\.9: it must be true"),
+        ({"labels": [1, 2]}, "the label 2: it must"),
+        ({"labels": [-1, 0]}, "the label -1: it must"),
+    ):
         with pytest.raises(FactoryError, match=told):
             stepwise(pa.Table.from_pylist([chain | wrong]), tokenizer, 99, "")
 
@@ -207,5 +213,5 @@ def test_mistakes_are_told_before_training(folder, tmp_path):
     with pytest.raises(FactoryError, match="chains were cut by 'sentences'"):
         run.train(recipe(tmp_path, folder / "base", tmp_path / "out"))
     words = ("max_length=3", "evaluation_share=0")
-    with pytest.raises(FactoryError, match="have no labelled step within"):
+    with pytest.raises(FactoryError, match="or no labelled step within"):
         run.train(recipe(folder, folder / "base", tmp_path / "short", *words))

@@ -27,6 +27,13 @@ def has_a_one(response: str) -> Check:
     return Check("1" in response)
 
 
+def answers(response: str, prompt: str, completion: str) -> Check:
+    """The prompt is one of the sums, and the completion that of its row."""
+    if completion != f"of {prompt}":
+        raise FactoryError(f"{completion!r} is not of {prompt!r}")
+    return Check("1" in response)
+
+
 def by_lot(response: str, ending: str) -> Check:
     """Another verdict each time, and none where the ending is empty."""
     if not ending:
