@@ -100,8 +100,8 @@ class Respond(Asking):
             if isinstance(answer, Failed):
                 yield from made.flush(batch)
                 for sample in range(self.n):
-                    id_ = f"{batch.column('id')[row]}-{sample}"
-                    yield Failure(id_, answer.error, "", content_of(answer.request))
+                    of = str(batch.column("id")[row])
+                    yield Failure(f"{of}-{sample}", answer.error, "", content_of(answer.request), of)
             else:
                 made.add(row, answer)
             if row == batch.num_rows - 1 or made.due():

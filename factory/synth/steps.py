@@ -62,11 +62,13 @@ class Split(Regroup):
         for batch in batches:
             given = [batch.column(name).to_pylist() for name in self.needs()]
             at: list[int] = []
+            failed: list[Failure] = []
             made: dict[str, list[Any]] = {"id": [], "prompt": [], **{name: [] for name in MADE}}
             for row, (id_, prompt, response, verdict) in enumerate(zip(*given, strict=True)):
                 why = "no verdict" if verdict is None else "" if (response or "").strip() else "no step: it is empty"
                 if why:
-                    yield Failure(id_, f"the chain has {why}", "", (response or "").encode(errors="replace"))
+                    data = (response or "").encode(errors="replace")
+                    failed.append(Failure(id_, f"the chain has {why}", "", data))
                     continue
                 steps = split(response, self.rule)
                 for step in range(1, max(2, len(steps))):
@@ -81,6 +83,7 @@ class Split(Regroup):
                 for name, type_ in types.items():
                     out = with_column(out, name, pa.array(made[name], type_))
                 yield out
+            yield from failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,9 @@ class Labels(Regroup):
         held: list[pa.RecordBatch] = []
         for chain in _chains(batches, self.verdict):
             if lost := chain.lost():
+                if held:
+                    yield pa.concat_batches(held)
+                    held = []
                 yield Failure(chain.id, lost, "", "".join(chain.steps).encode(errors="replace"))
                 continue
             held.append(self._row(chain))

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from factory.engine.errors import FactoryError
 from factory.engine.manifest import Manifest
 from factory.engine.step import Failure
-from factory.synth.steps import Labels, Split
+from factory.synth.steps import MADE, Labels, Split
 from factory.teacher.checkpoint import encode, tokenizer_of
 from factory.teacher.request import Message, Request
 from factory.verify.steps import Rule, split
 from tests.chains import Chain, go_on, plant
 from tests.engine.build import build, check_law, make
+from tests.prefer.samples import source
 from tests.teacher.server import Reply, Server, answer, prompt_of
 
 TEXTS = st.text(st.sampled_from("ab1.!?。”) \n\r\t"))
@@ -214,3 +215,28 @@ def test_an_engine_in_this_process_continues_what_the_assistant_has_begun(checkp
     asked, begun = Message("user", "What is 1 + 1 + 1?"), Message("assistant", "1 + 1 = 2\n")
     alone = tokenizer.decode(encode(tokenizer, Request(messages=(asked,)), "small"))
     assert tokenizer.decode(encode(tokenizer, Request(messages=(asked, begun)), "small")) == alone + begun.content
+
+
+@pytest.mark.parametrize("every", [20, 4, 1])
+def test_failures_among_good_rows_end_no_run_and_those_of_all_rows_do(tmp_path, every):
+    verdict = {"verdict": pa.bool_()}
+    count = 110 * every
+    chains = [{"prompt": "p", "response": "" if n % every == 0 else "a\nb", "verdict": True} for n in range(count)]
+    columns = {"prompt": pa.large_string(), "response": pa.large_string(), **verdict}
+    cut = make(source(tmp_path / "chains", chains, columns), {"use": "steps.Split"}, name="cut")
+    rolled = [
+        {"prompt": "pa\n", "chain_id": f"c{n}", "chain_verdict": True, "chain_steps": ["a\n", "b"], "chain_step": 1}
+        | {"sample": sample, "verdict": None if n % every == 0 else True}
+        for n in range(count)
+        for sample in range(2)
+    ]
+    types = {**{name: Split().adds()[name] for name in MADE}, "sample": pa.int32()}
+    read_ = source(tmp_path / "rolled", rolled, {"prompt": pa.large_string(), **types, **verdict})
+    for recipe, use in ((cut, "steps.Split"), (make(read_, {"use": "steps.Labels"}, name="labels"), "steps.Labels")):
+        if every == 1:
+            with pytest.raises(RuntimeError, match=f"{use}: all of its first 100 rows failed"):
+                build(recipe, tmp_path / "runs")
+        else:
+            built = build(recipe, tmp_path / "runs")
+            check_law(built)
+            assert (built.counts["rows_failed"], built.counts["rows_kept"]) == (110, count - 110)
