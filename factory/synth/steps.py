@@ -191,6 +191,8 @@ class _Chain:
     verdict: bool
     found: dict[int, dict[int, bool]] = field(default_factory=dict)
     """Of each step, by the number of the sample: whether it came to the right answer."""
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    """The roll-outs that are there, with a verdict or without: step and number of the sample."""
     asked: int = 0
     """Roll-outs from a step, as far as the rows show."""
 
@@ -211,26 +213,34 @@ class _Chain:
 
     def prompt(self) -> Any:
         """Without the steps that were put to it."""
-        value, step = self.first.column("prompt")[0].as_py(), self.first.column("chain_step")[0].as_py()
-        return value[: len(value) - len("".join(self.steps[:step]))] if isinstance(value, str) else value[:-1]
+        return _asked(self.first.column("prompt")[0].as_py(), self.steps, self.first.column("chain_step")[0].as_py())
 
 
 def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]:
-    """The chains of a shard, one after the other. FactoryError where the rows of one do not stand together."""
+    """The chains of a shard, one after the other. FactoryError where the rows of one do not stand together, or two have
+    the same id."""
     seen: set[str] = set()
     chain: _Chain | None = None
+    of: Any = None  # its prompt
     for batch in batches:
-        given = [batch.column(name).to_pylist() for name in ("chain_id", "chain_step", "sample", verdict)]
-        for row, (id_, step, sample, right) in enumerate(zip(*given, strict=True)):
+        names = ("chain_id", "chain_step", "sample", verdict, "chain_steps", "prompt")
+        given = [batch.column(name).to_pylist() for name in names]
+        for row, (id_, step, sample, right, steps, prompt) in enumerate(zip(*given, strict=True)):
             if chain is None or chain.id != id_:
                 if chain is not None:
                     yield chain
                 if id_ in seen:
-                    raise FactoryError(f"the roll-outs of chain {id_} do not stand together: keep the rows in order")
+                    raise FactoryError(
+                        f"the roll-outs of chain {id_} do not stand together: keep the rows in order, and where two "
+                        "chains have this id give them other ids"
+                    )
                 seen.add(id_)
                 first = batch.take(pa.array([row]))  # a copy: a slice would hold the batch
-                steps, whole = first.column("chain_steps")[0].as_py(), first.column("chain_verdict")[0].as_py()
-                chain = _Chain(id_, first, steps, whole)
+                chain = _Chain(id_, first, steps, first.column("chain_verdict")[0].as_py())
+                of = chain.prompt()
+            if (step, sample) in chain.seen or steps != chain.steps or _asked(prompt, steps, step) != of:
+                raise FactoryError(f"two chains have the id {id_}: give them other ids")
+            chain.seen.add((step, sample))
             chain.asked = max(chain.asked, sample + 1)
             if right is not None:
                 chain.found.setdefault(step, {})[sample] = right
@@ -240,3 +250,8 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
 
 def _continued(prompt: Any, prefix: str) -> Any:
     return prompt + prefix if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": prefix}]
+
+
+def _asked(prompt: Any, steps: list[str], step: int) -> Any:
+    """The prompt of which the first steps were put to it."""
+    return prompt[: len(prompt) - len("".join(steps[:step]))] if isinstance(prompt, str) else prompt[:-1]

@@ -170,7 +170,8 @@ MESSAGES = pa.list_(pa.struct([("role", pa.large_string()), ("content", pa.large
 def batch(**columns: Any) -> pa.RecordBatch:
     count = len(columns["response"])
     whole = {"id": [f"c{number}" for number in range(count)], "verdict": [True] * count} | columns
-    types = {"verdict": pa.bool_(), "prompt": MESSAGES, "sample": pa.int32()}
+    prompt = pa.large_string() if isinstance(columns["prompt"][0], str) else MESSAGES
+    types = {"verdict": pa.bool_(), "prompt": prompt, "sample": pa.int32()}
     return pa.record_batch({name: pa.array(v, types.get(name, pa.large_string())) for name, v in whole.items()})
 
 
@@ -240,3 +241,15 @@ def test_failures_among_good_rows_end_no_run_and_those_of_all_rows_do(tmp_path, 
             built = build(recipe, tmp_path / "runs")
             check_law(built)
             assert (built.counts["rows_failed"], built.counts["rows_kept"]) == (110, count - 110)
+
+
+@pytest.mark.parametrize("other", ["the same", "other steps", "another prompt"])
+def test_two_chains_of_an_id_are_told_and_not_merged(other):
+    prompt, response = {"the same": "p", "other steps": "p", "another prompt": "q"}[other], "a\nb\nc"
+    said = [response, "d\ne" if other == "other steps" else response]
+    (made,) = Split()(iter([batch(id=["x", "x"], prompt=["p", prompt], response=said)]))
+    # No number comes twice but where the chains are the same: of the second all roll-outs are later ones.
+    late = [0, 0] + [int(other != "the same")] * (made.num_rows - 2)
+    rolled = made.append_column("sample", pa.array(late, pa.int32()))
+    with pytest.raises(FactoryError, match="two chains have the id x: give them other ids"):
+        list(Labels()(iter([rolled])))
