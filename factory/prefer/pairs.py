@@ -155,14 +155,14 @@ class Pairs(Regroup):
             free &= ~((g == g[better])[:, None] & (b == b[worse]))
 
     def _score(self, row: dict[str, Any]) -> float:
-        """Of a response, by the vote."""
-        scores = [row[f"{name}_score"] for name in self.critics]
+        """Of a response, by the vote. What is no number is no score."""
+        scores = [_number(row[f"{name}_score"]) for name in self.critics]
         if self.vote == "majority":
             opinions = [row[name] for name in self.critics if row[name] is not None]
             return sum(opinions) / len(opinions)
         if self.vote == "minimum":
             return float(min((score for score in scores if score is not None), default=0.0))
-        sure = [row[f"{name}_confidence"] or 0.0 for name in self.critics]
+        sure = [_number(row[f"{name}_confidence"]) or 0.0 for name in self.critics]
         weights = [w * c for w, c in zip(self.weights or [1.0] * len(sure), sure, strict=True)]
         told = [(w, score) for w, score in zip(weights, scores, strict=True) if score is not None and w]
         return sum(w * score for w, score in told) / sum(w for w, _ in told) if told else 0.0
@@ -173,6 +173,10 @@ def is_messages(type_: pa.DataType) -> bool:
     if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not pa.types.is_struct(type_.value_type):
         return False
     return {"role", "content"} <= {field.name for field in type_.value_type}
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _differences(values: list[Any], split: int) -> np.ndarray:

@@ -208,6 +208,15 @@ def test_the_law_of_counts(tmp_path_factory, rows):
     assert (built.counts["rows_consumed"], built.counts["rows_made"]) == (len(rows), len(paired(rows)[0]))
 
 
+@pytest.mark.parametrize("vote", ["weighted", "minimum"])
+def test_a_score_that_is_no_number_is_none(vote):
+    nan = {"reward_score": float("nan"), "reward_confidence": float("nan")}
+    rows = [sample("p", "right", True) | nan, sample("p", "wrong", False, 0.6), sample("p", "no", False) | nan]
+    pairs, _ = paired(rows, vote=vote)
+    assert {pair["rejected"] for pair in pairs} == {"wrong", "no"}
+    assert all(pair["chosen_score"] == 1 and 0 < pair["margin"] <= 1 for pair in pairs)
+
+
 def test_without_balance_the_widest_margin_goes_first():
     wrong = {"near": 0.4, "far": 0.0, "between": 0.2}
     rows = [sample("p", "right", True), *(sample("p", text, False, reward) for text, reward in wrong.items())]
