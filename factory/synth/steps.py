@@ -16,6 +16,7 @@ from annotated_types import Ge, Le
 from factory.engine.errors import FactoryError
 from factory.engine.shard import with_column
 from factory.engine.step import Failure, Map, Memo, Regroup
+from factory.teacher.samples import check_whole
 from factory.verify.check import check_verdict, columns
 from factory.verify.steps import Rule, split
 
@@ -32,7 +33,7 @@ class Split(Regroup):
     A text is made longer; to messages comes one of the assistant, for the model to continue. The prefixes are those of
     1 step to all but the last (of a single step: that one), with the ids `{id}-{step}`. `chain_steps` are all steps of
     the chain, `chain_step` is how many stand in the prompt, `chain_id` and `chain_verdict` are the chain's. One without
-    a step or a verdict goes to failed/.
+    a prompt, a step or a verdict goes to failed/.
     """
 
     rule: Rule = "lines"
@@ -57,6 +58,10 @@ class Split(Regroup):
     def schema(self, schema: pa.Schema) -> pa.Schema:
         check_verdict(schema, self.verdict)
         return super().schema(schema)
+
+    def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        check_whole(batch.filter(pa.array(memo.alive)), "prompt")
+        return batch
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
         for batch in batches:
@@ -118,6 +123,9 @@ class Labels(Regroup):
     """A step is right where the share is at least this, and above 0."""
     after: Literal["estimated", "wrong", "cut"] = "estimated"
     """What follows the first wrong step keeps its labels, is wrong too, or is left out."""
+    rollouts: Annotated[int, Ge(0)] = 0
+    """Roll-outs from each step, `n` of the step that made them: a chain with fewer goes to failed/. 0: as many as the
+    sample numbers of the chain show, which show none of the last where it is missing from every step."""
 
     def needs(self) -> tuple[str, ...]:
         return ("prompt", "sample", *MADE, self.verdict)
@@ -143,7 +151,7 @@ class Labels(Regroup):
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
         held: list[pa.RecordBatch] = []
-        for chain in _chains(batches, self.verdict):
+        for chain in _chains(batches, self.verdict, self.rollouts):
             if lost := chain.lost():
                 if held:
                     yield pa.concat_batches(held)
@@ -194,7 +202,7 @@ class _Chain:
     seen: set[tuple[int, int]] = field(default_factory=set)
     """The roll-outs that are there, with a verdict or without: step and number of the sample."""
     asked: int = 0
-    """Roll-outs from a step, as far as the rows show."""
+    """Roll-outs from a step: what was told, or as far as the rows show."""
 
     @property
     def rolled(self) -> range:
@@ -216,7 +224,7 @@ class _Chain:
         return _asked(self.first.column("prompt")[0].as_py(), self.steps, self.first.column("chain_step")[0].as_py())
 
 
-def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]:
+def _chains(batches: Iterator[pa.RecordBatch], verdict: str, rollouts: int) -> Iterator[_Chain]:
     """The chains of a shard, one after the other. FactoryError where the rows of one do not stand together, or two have
     the same id."""
     seen: set[str] = set()
@@ -236,7 +244,7 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
                     )
                 seen.add(id_)
                 first = batch.take(pa.array([row]))  # a copy: a slice would hold the batch
-                chain = _Chain(id_, first, steps, first.column("chain_verdict")[0].as_py())
+                chain = _Chain(id_, first, steps, first.column("chain_verdict")[0].as_py(), asked=rollouts)
                 of = chain.prompt()
             if (step, sample) in chain.seen or steps != chain.steps or _asked(prompt, steps, step) != of:
                 raise FactoryError(f"two chains have the id {id_}: give them other ids")

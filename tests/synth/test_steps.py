@@ -202,6 +202,23 @@ def test_the_last_roll_out_without_a_verdict_is_missed_too():
     assert isinstance(lost, Failure) and "step 1 has 1 of 2 roll-outs" in lost.error
 
 
+def test_roll_outs_that_are_missing_from_every_step_are_missed():
+    (made,) = list(Split()(iter([batch(prompt=["p"], response=["a\nb\nc"])])))
+    rolled = made.append_column("sample", pa.array([0, 0], pa.int32()))
+    (lost,) = list(Labels(rollouts=2)(iter([rolled])))
+    assert isinstance(lost, Failure) and "step 1 has 1 of 2 roll-outs" in lost.error
+    (whole,) = list(Labels(rollouts=1)(iter([rolled])))
+    assert whole.column("rollouts").to_pylist() == [[1, 1, 0]]
+
+
+def test_a_chain_without_a_prompt_fails_alone(tmp_path):
+    columns = {"prompt": pa.large_string(), "response": pa.large_string(), "verdict": pa.bool_()}
+    chains = [{"prompt": prompt, "response": "a", "verdict": True} for prompt in ("p", None, "q")]
+    built = build(make(source(tmp_path / "in", chains, columns), {"use": "steps.Split"}), tmp_path / "runs")
+    check_law(built)
+    assert [row["id"] for row in rows(built)] == ["r0-1", "r2-1"] and built.counts["rows_failed"] == 1
+
+
 def test_roll_outs_that_do_not_stand_together_are_refused():
     (made,) = list(Split()(iter([batch(prompt=[[]] * 2, response=["a\nb\nc", "a\nb"])])))
     rolled = made.append_column("sample", pa.array([0] * 3, pa.int32()))
