@@ -28,7 +28,8 @@ SHOWN = {True: "1", False: "0", None: "-"}
 class Pairs(Regroup):
     """Pairs of a chosen and a rejected response to a prompt, as TRL reads them: prompt, chosen, rejected.
 
-    The samples of a prompt stand together. Each of `critics` is the name of a critic's columns (NAME, NAME_score, …),
+    The samples of a prompt stand together, in one shard: those in another are another prompt's, with pairs of their own
+    under the same ids, so where shards may part them put order.Together before this. Each of `critics` is the name of a critic's columns (NAME, NAME_score, …),
     and has no opinion where NAME is null. A response is chosen only if every critic that has an opinion lets it pass,
     and one has; it is rejected only if one does not let it pass. Its score is settled by `vote`:
 
