@@ -30,6 +30,8 @@ from factory.verify.steps import split
 
 UNREAD = "longer than the model reads, or nothing to read"
 UNTOLD = "not a number"
+JSON_READ = 1 << 15
+"""Characters at the end of an answer in which JSON is searched: it is tried at every brace."""
 
 
 class Opinion(NamedTuple):
@@ -281,9 +283,11 @@ def last_score(text: str) -> list[float]:
 
 
 def json_numbers(text: str, fields: Sequence[str]) -> list[float]:
-    """The numbers of these names in the last JSON object that has them all; none where there is no such object."""
+    """The numbers of these names in the last JSON object that has them all; none where there is no such object in the
+    last 32,768 characters."""
     found: list[Any] = []
     decoder = json.JSONDecoder()
+    text = text[-JSON_READ:]
     at = text.find("{")
     while at >= 0:
         try:

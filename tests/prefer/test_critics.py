@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,12 @@ def test_the_score_is_the_last_one(text, score):
 )
 def test_numbers_are_those_of_the_last_object(text, numbers):
     assert json_numbers(text, ["a", "b"]) == numbers
+
+
+def test_numbers_are_read_at_the_end_of_a_long_answer_and_soon():
+    begun = time.process_time()
+    assert json_numbers('{"a":"' * 150_000 + '"} {"a": 1}', ["a"]) == [1]
+    assert time.process_time() - begun < 5
 
 
 def test_an_answer_without_a_score_is_no_vote_against():
