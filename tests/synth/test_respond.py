@@ -129,7 +129,7 @@ def test_only_requests_that_all_fail_end_the_run(texts):
     (texts / "many.jsonl").write_text("".join(f'{{"id": "m{n}", "text": "{n}"}}\n' for n in range(150)))
     with (
         Server(lambda path, body: refused) as server,
-        pytest.raises(RuntimeError, match="all of its first 793 rows failed, the last with .*it is too long"),
+        pytest.raises(RuntimeError, match=r"all of its first 793 rows failed, the last with .*it is too long"),
     ):
         made(texts, "b", source="many.jsonl", urls=[server.url], n=8)
 
@@ -259,6 +259,13 @@ def test_mistakes_are_told_before_any_work(texts):
     with pytest.raises(FactoryError, match=r"column 'count' holds int64: messages or a text can be asked"):
         (texts / "0.jsonl").write_text('{"id": "a", "count": 3}\n')
         made(texts, prompt="", column="count", source="0.jsonl")
+    types = {"name": pa.array([["x", "y"]]), "id": pa.array(["a"])}
+    with pytest.raises(
+        FactoryError, match=r"'name' holds list<.*string>: messages or a text can be asked; messages are"
+    ):
+        Respond(model="m", column="name").schema(pa.record_batch(types).schema)
+    with pytest.raises(FactoryError, match="extra is sent to servers: engine = 'transformers' has none"):
+        made(texts, engine="transformers", extra='{"top_k": 5}')
     with pytest.raises(FactoryError, match="model is empty"):
         made(texts, model="")
     with pytest.raises(FactoryError, match="no such folder"):
