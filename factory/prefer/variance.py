@@ -21,10 +21,10 @@ class Variance(Regroup):
     """One row a prompt, with the mean and the variance of its samples' rewards.
 
     The samples of a prompt stand together, in one shard: those in another are another prompt's, with a row of its own
-    under the same id, so where shards may part them put order.Together before this. The row has the prompt's id and columns, and gets `samples` (how many have
-    a reward), `reward_mean` and `reward_variance` (of the population: p (1 - p) where rewards are 0 or 1). Prompts
-    whose samples all have the same reward teach nothing in GRPO, where advantages are relative to the group's mean;
-    how many there are is told, also where they stay.
+    under the same id, so where shards may part them put order.Together before this. The row has the prompt's id and
+    columns, and gets `samples` (how many have a reward), `reward_mean` and `reward_variance` (of the population: p (1 -
+    p) where rewards are 0 or 1). Prompts whose samples all have the same reward teach nothing in GRPO, where advantages
+    are relative to the group's mean; how many there are is told, also where they stay.
     """
 
     version: ClassVar[int] = 2

@@ -102,11 +102,11 @@ Chain = tuple[Step, ...]
 class Problems(Source):
     """Word problems with their answers (`gold`) and worked chains, as many as asked for, the same for the same seed.
 
-    Columns: `id` (of equal ones the problems are the same), `prompt` (the question and a line break), `gold`, `chain`, `text` (prompt and chain: a document to
-    learn from), `wording`, `steps`, `kind`. Of a corpus a share of the chains may be wrong, as on the web: `kind` is
-    `right`, `slip` (a result is miscalculated, what follows builds on it), `operation` (a step does another operation
-    than the text says), or `garbage` (a document that is no problem; it has neither prompt, gold nor chain). `gold`
-    is the true answer whatever the chain says.
+    Columns: `id` (of equal ones the problems are the same), `prompt` (the question and a line break), `gold`, `chain`,
+    `text` (prompt and chain: a document to learn from), `wording`, `steps`, `kind`. Of a corpus a share of the chains
+    may be wrong, as on the web: `kind` is `right`, `slip` (a result is miscalculated, what follows builds on it),
+    `operation` (a step does another operation than the text says), or `garbage` (a document that is no problem; it has
+    neither prompt, gold nor chain). `gold` is the true answer whatever the chain says.
 
     Names and wordings repeat a problem: `dedup.Exact` takes out those that are the same text.
     """
@@ -244,8 +244,8 @@ def other_operation(chain: Chain, rng: random.Random) -> Chain:
 
 
 def _changed(chain: Chain, at: int, others: list[Step], rng: random.Random, split: str = "") -> Chain:
-    """The chain with one of `others` at a place, of those that lead to another answer and are of the split, where one is
-    named; empty where none does."""
+    """The chain with one of `others` at a place, of those that lead to another answer and, where a split is named, are
+    of it; empty where none does."""
     made = [_go_on(chain, at, other) for other in others if 0 <= other.value <= LARGEST]
     wrong = [one for one in made if one[-1].value != chain[-1].value and split in ("", split_of(one))]
     return rng.choice(wrong) if wrong else ()

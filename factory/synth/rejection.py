@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from factory.engine.gather import Exchange, Part, Records
 
 SAMPLE = np.dtype(
-    [("key", np.uint64), ("high", np.uint64), ("doc", np.uint64), ("right", np.bool_), ("rank", np.float64), ("low", np.float64)]
+    [
+        ("key", np.uint64),
+        ("high", np.uint64),
+        ("doc", np.uint64),
+        ("right", np.bool_),
+        ("rank", np.float64),
+        ("low", np.float64),
+    ]
 )
 DROP = np.dtype(
     [("key", np.uint64), ("kept", np.uint64), ("pair", np.uint64), ("similarity", np.float32), ("reason", np.uint8)]
@@ -117,8 +124,8 @@ def _right(batch: pa.RecordBatch, verdicts: Sequence[str]) -> np.ndarray:
 
 
 def _ranks(column: pa.Array) -> np.ndarray:
-    """float64[2, n]: what is higher in the first, then in the second, is preferred; of an integer the upper and lower 32
-    bits, which no rounding makes equal. What has no number comes last."""
+    """float64[2, n]: what is higher in the first, then in the second, is preferred; of an integer the upper and the
+    lower 32 bits, which no rounding makes equal. What has no number comes last."""
     out = np.zeros((2, len(column)))
     if pa.types.is_integer(column.type):
         wide = pa.uint64() if pa.types.is_unsigned_integer(column.type) else pa.int64()

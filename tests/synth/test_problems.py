@@ -84,8 +84,8 @@ def test_no_wrong_chain_is_that_of_a_problem_held_out():
 @settings(max_examples=20, deadline=None)
 def test_of_an_id_there_is_one_problem(options):
     prompts: dict[str, str] = {}
-    for top, steps, seed in options:
-        for row in rows(count=3, top=top, steps=steps, seed=seed):
+    for top, most, seed in options:
+        for row in rows(count=3, top=top, steps=most, seed=seed):
             assert prompts.setdefault(row["id"], row["prompt"]) == row["prompt"]
 
 
