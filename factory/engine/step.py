@@ -82,6 +82,9 @@ class Failure:
     error: str
     place: str = ""
     data: bytes = b""
+    of: str = ""
+    """The id of the row that it was to be made of, where several are made of each: those of one row count as one when
+    the engine judges whether all fail."""
 
 
 @dataclass(frozen=True)
@@ -241,8 +244,10 @@ class Filter(Step):
 class Regroup(Step):
     """The rows of a shard in, other rows out: each row that comes in is consumed, each that goes out is made.
 
-    A row that cannot be made is a `Failure`, which counts as made and as failed. `batches` is pulled lazily: what is
-    asked of a server or put in a window may reach over batches. An exception here is no row's fault and ends the task.
+    A row that cannot be made is a `Failure`, which counts as made and as failed. Where the first hundred of a shard are
+    all failures the run ends: so rows that are made are yielded before a Failure that comes after them, not held.
+    `batches` is pulled lazily: what is asked of a server or put in a window may reach over batches. An exception here
+    is no row's fault and ends the task.
     """
 
     def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:

@@ -272,6 +272,7 @@ class StageTask:
                 count.cpu_seconds += time.process_time() - begun
                 yield _living(outcome.batch, outcome.memo)
 
+        hopes, last = HOPELESS, ""  # so many more rows of which nothing but failures is made end the task
         for made in step(prepared()):
             if isinstance(made, Tally):
                 count.tally.update({name: int(seen) for name, seen in made.counts.items()})
@@ -282,7 +283,9 @@ class StageTask:
             if isinstance(made, Failure):
                 count.failed += 1
                 self.losses.hold(count.use, made)
-                if not count.kept and count.failed >= HOPELESS:
+                hopes -= not made.of or made.of != last
+                last = made.of
+                if not count.kept and hopes <= 0:
                     raise RuntimeError(hopeless(count, made.error))
                 continue
             count.kept += rows

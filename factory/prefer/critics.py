@@ -29,6 +29,9 @@ from factory.verify.check import columns
 from factory.verify.steps import split
 
 UNREAD = "longer than the model reads, or nothing to read"
+UNTOLD = "not a number"
+JSON_READ = 1 << 15
+"""Characters at the end of an answer in which JSON is searched: it is tried at every brace."""
 
 
 class Opinion(NamedTuple):
@@ -53,6 +56,7 @@ class _Model(Map):
 
     resources: ClassVar[str] = "gpu"
     rows_a_call: ClassVar[int | None] = 64
+    version: ClassVar[int] = 2
 
     model: str
     """A checkpoint folder in Hugging Face's form, or a name at the hub."""
@@ -132,6 +136,8 @@ class Reward(_Model):
     def _opinion(self, number: float | None) -> Opinion:
         if number is None:
             return Opinion(reason=UNREAD)
+        if not math.isfinite(number):
+            return Opinion(reason=UNTOLD)
         score = 1 / (1 + math.exp(-max(number, -700.0)))
         return self._said(score, f"reward {number:.3f}", max(score, 1 - score))
 
@@ -151,8 +157,14 @@ class Likelihood(_Model):
         return Likelihoods(self.model, self.revision)
 
     def _opinions(self, prompts: list[Prompt], responses: list[str]) -> list[Opinion]:
-        numbers = self._scorer(prompts, responses)
-        return [Opinion(reason=UNREAD) if n is None else self._said(math.exp(n), f"{n:.3f} nats", 1.0) for n in numbers]
+        return [self._opinion(number) for number in self._scorer(prompts, responses)]
+
+    def _opinion(self, number: float | None) -> Opinion:
+        if number is None:
+            return Opinion(reason=UNREAD)
+        if not math.isfinite(number):
+            return Opinion(reason=UNTOLD)
+        return self._said(math.exp(number), f"{number:.3f} nats", 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +176,7 @@ class Process(_Model):
 
     name: str = "process"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Of the rule by which steps are cut too (factory/verify/steps.py)."""
 
     @cached_property
@@ -178,10 +190,10 @@ class Process(_Model):
     def _opinion(self, steps: list[float] | None) -> Opinion:
         if steps is None:
             return Opinion(reason=UNREAD)
-        below = (n for n, right in enumerate(steps) if round(right, DIGITS) < self.threshold)
-        worst = int(np.argmin(np.round(steps, DIGITS)))
-        named = next(below, worst)
-        return self._said(min(steps), f"step {named + 1}: {steps[named]:.3f}", max(min(steps), 1 - min(steps)))
+        if not np.isfinite(steps).all():
+            return Opinion(reason=UNTOLD)
+        worst = int(np.argmin(np.round(steps, DIGITS)))  # the first of such
+        return self._said(min(steps), f"step {worst + 1}: {steps[worst]:.3f}", max(min(steps), 1 - min(steps)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,9 +283,11 @@ def last_score(text: str) -> list[float]:
 
 
 def json_numbers(text: str, fields: Sequence[str]) -> list[float]:
-    """The numbers of these names in the last JSON object that has them all; none where there is no such object."""
+    """The numbers of these names in the last JSON object that has them all; none where there is no such object in the
+    last 32,768 characters."""
     found: list[Any] = []
     decoder = json.JSONDecoder()
+    text = text[-JSON_READ:]
     at = text.find("{")
     while at >= 0:
         try:

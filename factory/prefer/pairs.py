@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,12 @@ from annotated_types import Ge, Le
 
 from factory.engine.errors import FactoryError
 from factory.engine.step import Memo, Regroup, Tally
-from factory.teacher.samples import batched, check_whole, groups, id_of_prompt, normalised, of_prompt
+from factory.teacher.samples import batched, check_whole, groups, id_of_prompt, is_messages, normalised, of_prompt
 from factory.teacher.scoring import DIGITS
 
 MESSAGES = pa.list_(pa.struct([("role", pa.large_string()), ("content", pa.large_string())]))
+TRAINERS = ("messages", "completion", "completions")
+"""What TRL reads beside a prompt, if it is there: by these it might take texts for messages."""
 Rows = Sequence[dict[str, Any]]
 LONGER = {1: "longer", 0: "as long", -1: "shorter"}
 SHOWN = {True: "1", False: "0", None: "-"}
@@ -28,9 +30,11 @@ SHOWN = {True: "1", False: "0", None: "-"}
 class Pairs(Regroup):
     """Pairs of a chosen and a rejected response to a prompt, as TRL reads them: prompt, chosen, rejected.
 
-    The samples of a prompt stand together. Each of `critics` is the name of a critic's columns (NAME, NAME_score, …),
-    and has no opinion where NAME is null. A response is chosen only if every critic that has an opinion lets it pass,
-    and one has; it is rejected only if one does not let it pass. Its score is settled by `vote`:
+    The samples of a prompt stand together, in one shard: those in another are another prompt's, with pairs of their own
+    under the same ids, so where shards may part them put order.Together before this. Each of `critics` is the name of a
+    critic's columns (NAME, NAME_score, …), and has no opinion where NAME is null. A response is chosen only if every
+    critic that has an opinion lets it pass, and one has; it is rejected only if one does not let it pass. Its score is
+    settled by `vote`:
 
     - `weighted`: the mean of the critics' scores, weighted by `weights` and by how sure each is (NAME_confidence),
     - `majority`: the share of opinions that let it pass,
@@ -43,9 +47,12 @@ class Pairs(Regroup):
     the widest margin goes first. No pair of the same two texts (but for white space and case) comes twice.
 
     The chosen and the rejected are texts, or lists of one message where the prompt is messages. The rows keep the
-    prompt's columns and get `chosen_id`, `rejected_id`, `chosen_score`, `rejected_score` and `margin`, which TRL's
-    RewardTrainer takes into its loss. How many prompts have no pair is told, and why; so are the critics' votes.
+    prompt's columns, but `messages` and `completion(s)`, which trainers would read, and get `chosen_id`, `rejected_id`,
+    `chosen_score`, `rejected_score` and `margin`, which TRL's RewardTrainer takes into its loss. How many prompts have
+    no pair is told, and why; so are the critics' votes.
     """
+
+    version: ClassVar[int] = 2
 
     critics: tuple[str, ...] = ("verdict",)
     weights: tuple[float, ...] = ()
@@ -78,7 +85,8 @@ class Pairs(Regroup):
         if not texts and not is_messages(type_):
             raise FactoryError(f"column {self.prompt!r} holds {type_}: a prompt is a text or a list of messages")
         said = pa.large_string() if texts else MESSAGES
-        kept = [n for n in of_prompt(schema.names, self.response) if n not in (self.prompt, "prompt")]
+        gone = (self.prompt, "prompt", *TRAINERS)
+        kept = [name for name in of_prompt(schema.names, self.response) if name not in gone]
         first = [("id", pa.large_string()), ("prompt", type_), ("chosen", said), ("rejected", said)]
         scores = [(name, pa.float32()) for name in ("chosen_score", "rejected_score", "margin")]
         last = [("chosen_id", pa.large_string()), ("rejected_id", pa.large_string()), *scores]
@@ -155,24 +163,21 @@ class Pairs(Regroup):
             free &= ~((g == g[better])[:, None] & (b == b[worse]))
 
     def _score(self, row: dict[str, Any]) -> float:
-        """Of a response, by the vote."""
-        scores = [row[f"{name}_score"] for name in self.critics]
+        """Of a response, by the vote. What is no number is no score."""
+        scores = [_number(row[f"{name}_score"]) for name in self.critics]
         if self.vote == "majority":
             opinions = [row[name] for name in self.critics if row[name] is not None]
             return sum(opinions) / len(opinions)
         if self.vote == "minimum":
             return float(min((score for score in scores if score is not None), default=0.0))
-        sure = [row[f"{name}_confidence"] or 0.0 for name in self.critics]
+        sure = [_number(row[f"{name}_confidence"]) or 0.0 for name in self.critics]
         weights = [w * c for w, c in zip(self.weights or [1.0] * len(sure), sure, strict=True)]
         told = [(w, score) for w, score in zip(weights, scores, strict=True) if score is not None and w]
         return sum(w * score for w, score in told) / sum(w for w, _ in told) if told else 0.0
 
 
-def is_messages(type_: pa.DataType) -> bool:
-    """Whether values are lists of messages, with a role and a content and perhaps more."""
-    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not pa.types.is_struct(type_.value_type):
-        return False
-    return {"role", "content"} <= {field.name for field in type_.value_type}
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _differences(values: list[Any], split: int) -> np.ndarray:

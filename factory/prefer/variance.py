@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,17 @@ from factory.teacher.samples import batched, check_whole, groups, id_of_prompt, 
 class Variance(Regroup):
     """One row a prompt, with the mean and the variance of its samples' rewards.
 
-    The samples of a prompt stand together. The row has the prompt's id and columns, and gets `samples` (how many have
-    a reward), `reward_mean` and `reward_variance` (of the population: p (1 - p) where rewards are 0 or 1). Prompts
-    whose samples all have the same reward teach nothing in GRPO, where advantages are relative to the group's mean;
-    how many there are is told, also where they stay.
+    The samples of a prompt stand together, in one shard: those in another are another prompt's, with a row of its own
+    under the same id, so where shards may part them put order.Together before this. The row has the prompt's id and
+    columns, and gets `samples` (how many have a reward), `reward_mean` and `reward_variance` (of the population: p (1 -
+    p) where rewards are 0 or 1). Prompts whose samples all have the same reward teach nothing in GRPO, where advantages
+    are relative to the group's mean; how many there are is told, also where they stay.
     """
 
+    version: ClassVar[int] = 2
+
     reward: str = "verdict_score"
-    """The column with the rewards; null is none."""
+    """The column with the rewards; null is none, and so is what is no number, which is told."""
     prompt: str = "prompt"
     """The column with the prompt, a text or messages."""
     keep: Literal["varied", "all"] = "varied"
@@ -58,6 +61,9 @@ class Variance(Regroup):
     def _rows(self, batches: Iterator[pa.RecordBatch], counts: Counter[str]) -> Iterator[dict[str, Any]]:
         for samples in groups(batches, self.prompt):
             rewards = np.array(samples.column(self.reward).drop_null().to_pylist(), np.float64)
+            if odd := int((~np.isfinite(rewards)).sum()):
+                counts["samples whose reward is not a number"] += odd
+                rewards = rewards[np.isfinite(rewards)]
             varied = len(rewards) and rewards.min() < rewards.max()
             counts[f"prompts {'with' if varied else 'without'} variance"] += 1
             if varied or self.keep == "all":

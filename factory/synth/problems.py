@@ -102,11 +102,11 @@ Chain = tuple[Step, ...]
 class Problems(Source):
     """Word problems with their answers (`gold`) and worked chains, as many as asked for, the same for the same seed.
 
-    Columns: `id`, `prompt` (the question and a line break), `gold`, `chain`, `text` (prompt and chain: a document to
-    learn from), `wording`, `steps`, `kind`. Of a corpus a share of the chains may be wrong, as on the web: `kind` is
-    `right`, `slip` (a result is miscalculated, what follows builds on it), `operation` (a step does another operation
-    than the text says), or `garbage` (a document that is no problem; it has neither prompt, gold nor chain). `gold`
-    is the true answer whatever the chain says.
+    Columns: `id` (of equal ones the problems are the same), `prompt` (the question and a line break), `gold`, `chain`,
+    `text` (prompt and chain: a document to learn from), `wording`, `steps`, `kind`. Of a corpus a share of the chains
+    may be wrong, as on the web: `kind` is `right`, `slip` (a result is miscalculated, what follows builds on it),
+    `operation` (a step does another operation than the text says), or `garbage` (a document that is no problem; it has
+    neither prompt, gold nor chain). `gold` is the true answer whatever the chain says.
 
     Names and wordings repeat a problem: `dedup.Exact` takes out those that are the same text.
     """
@@ -127,6 +127,7 @@ class Problems(Source):
     garbage: Annotated[float, Ge(0), Le(1)] = 0.0
     """The share of documents that are no problem."""
 
+    version: ClassVar[int] = 2
     located: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -155,8 +156,8 @@ class Problems(Source):
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _row(self, number: int) -> tuple[str | int | None, ...]:
-        id_ = f"{self.split}-{self.seed}-{number}"
-        rng = random.Random(f"{id_} {self.top} {self.steps}")
+        rng = random.Random(f"{self.split}-{self.seed}-{number} {self.top} {self.steps}")
+        id_ = f"{self.split}-{self.top}-{self.steps}-{self.seed}-{number}"  # all that the problem depends on
         chain = draw(rng, self.top, self.steps, self.split)
         wording = rng.choice(sorted(WORDINGS))
         prompt, gold = tell(chain, WORDINGS[wording], rng), str(chain[-1].value)
@@ -203,7 +204,7 @@ def apply(kind: str, left: int, right: int) -> int:
     return left + right if kind == "+" else left - right if kind == "-" else left * right
 
 
-def split_of(chain: Sequence[Step]) -> str:
+def split_of(chain: Sequence[Step | str]) -> str:
     """Where a problem belongs, by its numbers and operations."""
     part = xxhash.xxh3_64_intdigest(" ".join(map(str, chain))) % 100
     return next((name for name, parts in HELD_OUT.items() if part in parts), "train")
@@ -230,16 +231,23 @@ def slip(chain: Chain, rng: random.Random) -> Chain:
 
 
 def other_operation(chain: Chain, rng: random.Random) -> Chain:
-    """The chain with one step that does another operation than the question tells; empty where no other fits."""
-    at = rng.randrange(len(chain))
-    step = chain[at]
-    return _changed(chain, at, [Step(k, step.left, r, apply(k, step.left, r)) for k, r in _others(step)], rng)
+    """The chain with one step that does another operation than the question tells; empty where no other fits.
+
+    It is the right chain of another problem, which is of the same split: what is held out is nowhere written.
+    """
+    for at in rng.sample(range(len(chain)), len(chain)):
+        step = chain[at]
+        others = [Step(k, step.left, r, apply(k, step.left, r)) for k, r in _others(step)]
+        if found := _changed(chain, at, others, rng, split_of(chain)):
+            return found
+    return ()
 
 
-def _changed(chain: Chain, at: int, others: list[Step], rng: random.Random) -> Chain:
-    """The chain with one of `others` at a place, of those that lead to another answer; empty where none does."""
+def _changed(chain: Chain, at: int, others: list[Step], rng: random.Random, split: str = "") -> Chain:
+    """The chain with one of `others` at a place, of those that lead to another answer and, where a split is named, are
+    of it; empty where none does."""
     made = [_go_on(chain, at, other) for other in others if 0 <= other.value <= LARGEST]
-    wrong = [one for one in made if one[-1].value != chain[-1].value]
+    wrong = [one for one in made if one[-1].value != chain[-1].value and split in ("", split_of(one))]
     return rng.choice(wrong) if wrong else ()
 
 

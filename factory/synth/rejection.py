@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import regex
 from annotated_types import Ge
 
 from factory.engine.errors import FactoryError
@@ -22,13 +22,22 @@ if TYPE_CHECKING:
     from factory.engine.gather import Exchange, Part, Records
 
 SAMPLE = np.dtype(
-    [("key", np.uint64), ("high", np.uint64), ("doc", np.uint64), ("right", np.bool_), ("rank", np.float64)]
+    [
+        ("key", np.uint64),
+        ("high", np.uint64),
+        ("doc", np.uint64),
+        ("right", np.bool_),
+        ("rank", np.float64),
+        ("low", np.float64),
+    ]
 )
 DROP = np.dtype(
     [("key", np.uint64), ("kept", np.uint64), ("pair", np.uint64), ("similarity", np.float32), ("reason", np.uint8)]
 )
 WRONG, DUPLICATE, SURPLUS = range(3)
-TOKEN = re.compile(r"\w+|[^\w\s]")
+ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+"""Scripts without spaces between words: each character is a token."""
+TOKEN = regex.compile(rf"[{ALONE}]|[\w--[{ALONE}]]+|[^\w\s]", regex.V1)
 Grams = frozenset[tuple[str, ...]]
 
 
@@ -46,6 +55,7 @@ class RejectionSample(Gather):
     The samples of a prompt may lie anywhere in the dataset.
     """
 
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = ("wrong", "duplicate", "surplus")
 
     keep: Annotated[int, Ge(1)] = 4
@@ -55,7 +65,7 @@ class RejectionSample(Gather):
     rank: str = ""
     """A column with numbers by which responses are preferred, the higher the better. Null comes last."""
     ngram: Annotated[int, Ge(1)] = 3
-    """Tokens in an n-gram; a token is a word or a sign."""
+    """Tokens in an n-gram; a token is a word or a sign, of scripts without spaces (Han, Kana, Thai) a character."""
     prompt: str = "prompt"
     """The column with the prompt, a text or messages."""
     response: str = "response"
@@ -78,8 +88,7 @@ class RejectionSample(Gather):
         found["key"], found["high"] = keys(living.column(self.prompt)).T
         found["doc"], found["right"] = docs[memo.alive], _right(living, self.verdicts)
         if self.rank:
-            ranks = living.column(self.rank).cast(pa.float64()).to_numpy(zero_copy_only=False)
-            found["rank"] = np.where(np.isnan(ranks), -np.inf, ranks)
+            found["rank"], found["low"] = _ranks(living.column(self.rank))
         # What is wrong is compared with nothing: its text stays where it is.
         texts = pc.if_else(pa.array(found["right"]), living.column(self.response), "")
         return {"samples": with_payload(found, texts)}
@@ -97,7 +106,7 @@ class RejectionSample(Gather):
         edges = np.flatnonzero((np.diff(samples["key"]) != 0) | (np.diff(samples["high"]) != 0)) + 1
         right = np.flatnonzero(samples["right"])
         for rows in np.split(right, np.searchsorted(right, edges)):
-            order = rows[np.argsort(-samples["rank"][rows], kind="stable")]
+            order = rows[np.lexsort((-samples["low"][rows], -samples["rank"][rows]))]
             for left in choose(texts.take(pa.array(order)).to_pylist(), self.keep, self.ngram):
                 row = order[left.text]
                 gone[row] = True
@@ -112,6 +121,20 @@ def _right(batch: pa.RecordBatch, verdicts: Sequence[str]) -> np.ndarray:
         return np.ones(batch.num_rows, np.bool_)
     said = [batch.column(name).to_numpy(zero_copy_only=False) for name in verdicts]
     return np.array([True in one and False not in one for one in zip(*said, strict=True)], np.bool_)
+
+
+def _ranks(column: pa.Array) -> np.ndarray:
+    """float64[2, n]: what is higher in the first, then in the second, is preferred; of an integer the upper and the
+    lower 32 bits, which no rounding makes equal. What has no number comes last."""
+    out = np.zeros((2, len(column)))
+    if pa.types.is_integer(column.type):
+        wide = pa.uint64() if pa.types.is_unsigned_integer(column.type) else pa.int64()
+        numbers = column.cast(wide).fill_null(0).to_numpy(zero_copy_only=False)
+        out[0], out[1] = numbers >> 32, numbers & 0xFFFFFFFF
+    else:
+        out[0] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    out[:, column.is_null().to_numpy(zero_copy_only=False) | np.isnan(out[0])] = -np.inf
+    return out
 
 
 class Left(NamedTuple):

@@ -17,6 +17,7 @@ from factory.engine.step import Failure
 from factory.teacher import checkpoint
 from factory.teacher.asking import ASKED, Asking, content_of
 from factory.teacher.request import Failed, Response, Sampling
+from factory.teacher.samples import is_messages
 
 ROWS_OUT = 512
 SECONDS_OUT = 1.0
@@ -70,8 +71,11 @@ class Respond(Asking):
     def schema(self, schema: pa.Schema) -> pa.Schema:
         if not self.template and self.column in schema.names:
             type_ = schema.field(self.column).type
-            if not (_is_text(type_) or pa.types.is_list(type_) or pa.types.is_large_list(type_)):
-                raise FactoryError(f"column {self.column!r} holds {type_}: messages or a text can be asked")
+            if not (_is_text(type_) or is_messages(type_)):
+                raise FactoryError(
+                    f"column {self.column!r} holds {type_}: messages or a text can be asked; messages are a list of "
+                    "structs with role and content, and a template (prompt) makes them of any column"
+                )
         return super().schema(schema)
 
     def made_for(self) -> dict[str, str]:
@@ -100,8 +104,8 @@ class Respond(Asking):
             if isinstance(answer, Failed):
                 yield from made.flush(batch)
                 for sample in range(self.n):
-                    id_ = f"{batch.column('id')[row]}-{sample}"
-                    yield Failure(id_, answer.error, "", content_of(answer.request))
+                    of = str(batch.column("id")[row])
+                    yield Failure(f"{of}-{sample}", answer.error, "", content_of(answer.request), of)
             else:
                 made.add(row, answer)
             if row == batch.num_rows - 1 or made.due():

@@ -16,6 +16,7 @@ from annotated_types import Ge, Le
 from factory.engine.errors import FactoryError
 from factory.engine.shard import with_column
 from factory.engine.step import Failure, Map, Memo, Regroup
+from factory.teacher.samples import check_whole
 from factory.verify.check import check_verdict, columns
 from factory.verify.steps import Rule, split
 
@@ -32,7 +33,7 @@ class Split(Regroup):
     A text is made longer; to messages comes one of the assistant, for the model to continue. The prefixes are those of
     1 step to all but the last (of a single step: that one), with the ids `{id}-{step}`. `chain_steps` are all steps of
     the chain, `chain_step` is how many stand in the prompt, `chain_id` and `chain_verdict` are the chain's. One without
-    a step or a verdict goes to failed/.
+    a prompt, a step or a verdict goes to failed/.
     """
 
     rule: Rule = "lines"
@@ -58,15 +59,21 @@ class Split(Regroup):
         check_verdict(schema, self.verdict)
         return super().schema(schema)
 
+    def prepare(self, batch: pa.RecordBatch, memo: Memo) -> pa.RecordBatch:
+        check_whole(batch.filter(pa.array(memo.alive)), "prompt")
+        return batch
+
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
         for batch in batches:
             given = [batch.column(name).to_pylist() for name in self.needs()]
             at: list[int] = []
+            failed: list[Failure] = []
             made: dict[str, list[Any]] = {"id": [], "prompt": [], **{name: [] for name in MADE}}
             for row, (id_, prompt, response, verdict) in enumerate(zip(*given, strict=True)):
                 why = "no verdict" if verdict is None else "" if (response or "").strip() else "no step: it is empty"
                 if why:
-                    yield Failure(id_, f"the chain has {why}", "", (response or "").encode(errors="replace"))
+                    data = (response or "").encode(errors="replace")
+                    failed.append(Failure(id_, f"the chain has {why}", "", data))
                     continue
                 steps = split(response, self.rule)
                 for step in range(1, max(2, len(steps))):
@@ -81,6 +88,7 @@ class Split(Regroup):
                 for name, type_ in types.items():
                     out = with_column(out, name, pa.array(made[name], type_))
                 yield out
+            yield from failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +123,9 @@ class Labels(Regroup):
     """A step is right where the share is at least this, and above 0."""
     after: Literal["estimated", "wrong", "cut"] = "estimated"
     """What follows the first wrong step keeps its labels, is wrong too, or is left out."""
+    rollouts: Annotated[int, Ge(0)] = 0
+    """Roll-outs from each step, `n` of the step that made them: a chain with fewer goes to failed/. 0: as many as the
+    sample numbers of the chain show, which show none of the last where it is missing from every step."""
 
     def needs(self) -> tuple[str, ...]:
         return ("prompt", "sample", *MADE, self.verdict)
@@ -140,8 +151,11 @@ class Labels(Regroup):
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch | Failure]:
         held: list[pa.RecordBatch] = []
-        for chain in _chains(batches, self.verdict):
+        for chain in _chains(batches, self.verdict, self.rollouts):
             if lost := chain.lost():
+                if held:
+                    yield pa.concat_batches(held)
+                    held = []
                 yield Failure(chain.id, lost, "", "".join(chain.steps).encode(errors="replace"))
                 continue
             held.append(self._row(chain))
@@ -185,8 +199,10 @@ class _Chain:
     verdict: bool
     found: dict[int, dict[int, bool]] = field(default_factory=dict)
     """Of each step, by the number of the sample: whether it came to the right answer."""
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    """The roll-outs that are there, with a verdict or without: step and number of the sample."""
     asked: int = 0
-    """Roll-outs from a step, as far as the rows show."""
+    """Roll-outs from a step: what was told, or as far as the rows show."""
 
     @property
     def rolled(self) -> range:
@@ -205,26 +221,34 @@ class _Chain:
 
     def prompt(self) -> Any:
         """Without the steps that were put to it."""
-        value, step = self.first.column("prompt")[0].as_py(), self.first.column("chain_step")[0].as_py()
-        return value[: len(value) - len("".join(self.steps[:step]))] if isinstance(value, str) else value[:-1]
+        return _asked(self.first.column("prompt")[0].as_py(), self.steps, self.first.column("chain_step")[0].as_py())
 
 
-def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]:
-    """The chains of a shard, one after the other. FactoryError where the rows of one do not stand together."""
+def _chains(batches: Iterator[pa.RecordBatch], verdict: str, rollouts: int) -> Iterator[_Chain]:
+    """The chains of a shard, one after the other. FactoryError where the rows of one do not stand together, or two have
+    the same id."""
     seen: set[str] = set()
     chain: _Chain | None = None
+    of: Any = None  # its prompt
     for batch in batches:
-        given = [batch.column(name).to_pylist() for name in ("chain_id", "chain_step", "sample", verdict)]
-        for row, (id_, step, sample, right) in enumerate(zip(*given, strict=True)):
+        names = ("chain_id", "chain_step", "sample", verdict, "chain_steps", "prompt")
+        given = [batch.column(name).to_pylist() for name in names]
+        for row, (id_, step, sample, right, steps, prompt) in enumerate(zip(*given, strict=True)):
             if chain is None or chain.id != id_:
                 if chain is not None:
                     yield chain
                 if id_ in seen:
-                    raise FactoryError(f"the roll-outs of chain {id_} do not stand together: keep the rows in order")
+                    raise FactoryError(
+                        f"the roll-outs of chain {id_} do not stand together: keep the rows in order, and where two "
+                        "chains have this id give them other ids"
+                    )
                 seen.add(id_)
                 first = batch.take(pa.array([row]))  # a copy: a slice would hold the batch
-                steps, whole = first.column("chain_steps")[0].as_py(), first.column("chain_verdict")[0].as_py()
-                chain = _Chain(id_, first, steps, whole)
+                chain = _Chain(id_, first, steps, first.column("chain_verdict")[0].as_py(), asked=rollouts)
+                of = chain.prompt()
+            if (step, sample) in chain.seen or steps != chain.steps or _asked(prompt, steps, step) != of:
+                raise FactoryError(f"two chains have the id {id_}: give them other ids")
+            chain.seen.add((step, sample))
             chain.asked = max(chain.asked, sample + 1)
             if right is not None:
                 chain.found.setdefault(step, {})[sample] = right
@@ -234,3 +258,8 @@ def _chains(batches: Iterator[pa.RecordBatch], verdict: str) -> Iterator[_Chain]
 
 def _continued(prompt: Any, prefix: str) -> Any:
     return prompt + prefix if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": prefix}]
+
+
+def _asked(prompt: Any, steps: list[str], step: int) -> Any:
+    """The prompt of which the first steps were put to it."""
+    return prompt[: len(prompt) - len("".join(steps[:step]))] if isinstance(prompt, str) else prompt[:-1]

@@ -99,6 +99,8 @@ class Asking(Regroup):
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model is empty: give a name, or a checkpoint folder")
+        if self._in_process and self.extra:
+            raise ValueError(f"extra is sent to servers: engine = {self.engine!r} has none")
         if self._in_process and Path(self.model).is_dir():
             self.__dict__["located"] = (*type(self).located, "model")  # its files are the identity
 

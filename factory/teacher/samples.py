@@ -51,6 +51,13 @@ def id_of_prompt(row: dict[str, Any]) -> str:
     return str(row["id"]).removesuffix(f"-{row.get('sample')}")
 
 
+def is_messages(type_: pa.DataType) -> bool:
+    """Whether values are lists of messages, with a role and a content and perhaps more."""
+    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)) or not pa.types.is_struct(type_.value_type):
+        return False
+    return {"role", "content"} <= {field.name for field in type_.value_type}
+
+
 def groups(batches: Iterator[pa.RecordBatch], prompt: str) -> Iterator[pa.RecordBatch]:
     """The samples of each prompt, which stand together in a shard, a batch of them all.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ from factory.engine.errors import FactoryError
 
 @dataclass(frozen=True)
 class Check:
-    """Whether a text passed, why not, and a score from 0 to 1: that of `passed` where the verifier has none finer."""
+    """Whether a text passed, why not, and a score from 0 to 1: that of `passed` where the verifier has none finer, or
+    what it has is not a number."""
 
     passed: bool
     reason: str = ""
@@ -19,7 +21,7 @@ class Check:
     score: float = -1.0
 
     def __post_init__(self) -> None:
-        if self.score < 0:
+        if not 0 <= self.score < math.inf:
             object.__setattr__(self, "score", float(self.passed))
 
 

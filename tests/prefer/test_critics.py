@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from factory.engine.errors import FactoryError
-from factory.prefer.critics import Opinion, Rubric, json_numbers, last_score
+from factory.prefer.critics import Likelihood, Opinion, Process, Reward, Rubric, json_numbers, last_score
 from factory.teacher.scoring import Likelihoods, Rewards, Steps
 from factory.verify.check import columns
 from factory.verify.steps import split
@@ -99,6 +100,17 @@ def test_mistakes_show_before_any_work(models, tmp_path):
         judged(tmp_path, "a", "Rubric", model="judge")
     with pytest.raises(FactoryError, match="not a scale"):
         judged(tmp_path, "a", "Rubric", model="judge", prompt="x", lowest=2.0, highest=1.0)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_no_opinion(odd):
+    none = Opinion(reason="not a number")
+    assert Reward(model="m")._opinion(odd) == Likelihood(model="m")._opinion(odd) == none
+    assert Process(model="m")._opinion([0.9, odd, 0.8]) == Process(model="m")._opinion([odd]) == none
+
+
+def test_the_reason_names_the_worst_step():
+    assert Process(model="m")._opinion([0.9, 0.4, 0.1]) == Opinion(False, 0.1, "step 3: 0.100", 0.9)
 
 
 # A teacher that is asked by a rubric.
@@ -211,6 +223,12 @@ def test_the_score_is_the_last_one(text, score):
 )
 def test_numbers_are_those_of_the_last_object(text, numbers):
     assert json_numbers(text, ["a", "b"]) == numbers
+
+
+def test_numbers_are_read_at_the_end_of_a_long_answer_and_soon():
+    begun = time.process_time()
+    assert json_numbers('{"a":"' * 150_000 + '"} {"a": 1}', ["a"]) == [1]
+    assert time.process_time() - begun < 5
 
 
 def test_an_answer_without_a_score_is_no_vote_against():

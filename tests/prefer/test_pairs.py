@@ -129,6 +129,18 @@ def test_a_row_is_the_prompts_with_the_pair():
     }
 
 
+def test_what_trainers_would_read_beside_a_pair_is_left_out(tmp_path):
+    more = {"messages": [{"role": "user", "content": "p"}], "completion": "x", "completions": ["x"]}
+    rows = [sample("p", "right", True, **more), sample("p", "wrong", False, **more)]
+    types = {"messages": pa.list_(MESSAGE), "completion": pa.large_string(), "completions": pa.list_(pa.large_string())}
+    step = {"use": "pairs.Pairs", "critics": ["correct"]}
+    built = build(make(source(tmp_path, rows, {**COLUMNS, **types}), step), tmp_path / "runs")
+    assert not built.columns.keys() & more.keys() and built.counts["rows_kept"] == 1
+    asked = {**step, "prompt": "messages"}
+    built = build(make(source(tmp_path, rows, {**COLUMNS, **types}), asked, version="2"), tmp_path / "runs")
+    assert read(built, "select prompt[1].content from rows") == [("p",)]
+
+
 def test_why_prompts_have_no_pair():
     rows = [
         sample("a", "x", True),
@@ -206,6 +218,15 @@ def test_the_law_of_counts(tmp_path_factory, rows):
     built = build(make(source(folder, rows, COLUMNS), step), folder / "runs")
     check_law(built)
     assert (built.counts["rows_consumed"], built.counts["rows_made"]) == (len(rows), len(paired(rows)[0]))
+
+
+@pytest.mark.parametrize("vote", ["weighted", "minimum"])
+def test_a_score_that_is_no_number_is_none(vote):
+    nan = {"reward_score": float("nan"), "reward_confidence": float("nan")}
+    rows = [sample("p", "right", True) | nan, sample("p", "wrong", False, 0.6), sample("p", "no", False) | nan]
+    pairs, _ = paired(rows, vote=vote)
+    assert {pair["rejected"] for pair in pairs} == {"wrong", "no"}
+    assert all(pair["chosen_score"] == 1 and 0 < pair["margin"] <= 1 for pair in pairs)
 
 
 def test_without_balance_the_widest_margin_goes_first():

@@ -63,6 +63,19 @@ def test_the_same_bytes_with_any_workers(tmp_path):
     assert content(first) == content(second)
 
 
+def test_a_reward_that_is_no_number_is_none_and_is_told(tmp_path):
+    rows = rows_of([[1.0, float("nan"), 0.0], [float("inf"), 1.0], [float("nan")]])
+    step = {"use": "variance.Variance", "keep": "all"}
+    built = build(make(source(tmp_path, rows, COLUMNS), step), tmp_path / "runs")
+    found = read(built, "select samples, reward_mean, reward_variance from rows order by id")
+    assert found == [(2, 0.5, 0.25), (1, 1.0, 0.0), (0, None, None)]
+    assert built.funnel[-1]["tally"] == {
+        "prompts with variance": 1,
+        "prompts without variance": 2,
+        "samples whose reward is not a number": 3,
+    }
+
+
 def test_rewards_are_numbers(tmp_path):
     with pytest.raises(FactoryError, match="holds large_string: rewards are numbers"):
         step = {"use": "variance.Variance", "reward": "verdict_reason"}

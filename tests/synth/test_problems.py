@@ -6,10 +6,12 @@ import re
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
 from factory.engine.step import Context
-from factory.synth.problems import Problems
+from factory.synth.problems import Problems, split_of
 from factory.verify.mathematics import correct, steps
 
 TOLD = {
@@ -69,6 +71,22 @@ def test_splits_share_no_numbers_and_seeds_share_the_splits():
         {row["chain"] for row in rows(count=1500, split=split, top=9)} for split in ("test", "validation")
     )
     assert not test & validation
+
+
+def test_no_wrong_chain_is_that_of_a_problem_held_out():
+    found = rows(count=1500, operations=1.0, top=9)
+    assert sum(row["kind"] == "operation" for row in found) > 1200
+    for row in found:
+        assert split_of(row["chain"].split("\n")[:-1]) == "train"  # by what stands on its lines
+
+
+@given(st.lists(st.tuples(st.integers(20, 23), st.integers(2, 3), st.integers(0, 1)), min_size=2, max_size=3))
+@settings(max_examples=20, deadline=None)
+def test_of_an_id_there_is_one_problem(options):
+    prompts: dict[str, str] = {}
+    for top, most, seed in options:
+        for row in rows(count=3, top=top, steps=most, seed=seed):
+            assert prompts.setdefault(row["id"], row["prompt"]) == row["prompt"]
 
 
 def test_the_same_seed_gives_the_same_rows_however_they_are_cut():

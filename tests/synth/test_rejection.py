@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from factory.engine.errors import FactoryError
-from factory.synth.rejection import DUPLICATE, SURPLUS, choose
+from factory.synth.rejection import DUPLICATE, SURPLUS, _ranks, choose
 from factory.teacher.samples import normalised
 from tests.engine.build import build, check_law, content, make
 from tests.prefer.samples import read, source
@@ -167,6 +167,35 @@ def test_a_sample_without_a_prompt_or_a_response_fails_alone(tmp_path):
     check_law(built)
     assert read(built, "select id from rows order by id") == [("r0",), ("r4",)]
     assert built.counts["rows_failed"] == 3
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["他有三个苹果再买两个所以一共有五个", "他有三个苹果再买两个所以共有五个", "五减二得三再倒过来算答案是五"],
+        ["りんごがみっつありますふたつかいます", "りんごがみっつあるふたつかいます", "ごひくにはさんこたえはごです"],
+        ["มีแอปเปิลสามผลซื้ออีกสองผล", "มีแอปเปิลสามผลซื้อสองผล", "ห้าลบสองได้สามคำตอบคือห้า"],
+        ["abc he has three 他有三个苹果", "abc he has three 他有三个果", "five less two"],
+    ],
+)
+def test_likeness_is_seen_without_spaces_between_words(texts):
+    (left,) = choose(texts, 2, 3)
+    assert (left.text, left.kept, left.reason) == (1, 0, SURPLUS) and left.similarity > 0.3
+
+
+@given(
+    type_=st.sampled_from([pa.int64(), pa.uint64(), pa.int32(), pa.float64(), pa.float32()]),
+    numbers=st.lists(st.none() | st.integers(0, 40).map(lambda n: 2**60 + n) | st.integers(-3, 3), max_size=9),
+)
+@settings(deadline=None)
+def test_ranks_are_in_the_order_of_the_numbers(type_, numbers):
+    wide = 2**64 if type_.bit_width == 64 else 2**31
+    given_ = [None if n is None or (type_ == pa.uint64() and n < 0) or abs(n) >= wide else n for n in numbers]
+    given_ = [float(n) if n is not None and pa.types.is_floating(type_) else n for n in given_]
+    ranks = [tuple(one) for one in _ranks(pa.array(given_, type_)).T.tolist()]
+    for a, one in zip(given_, ranks, strict=True):
+        for b, other in zip(given_, ranks, strict=True):
+            assert (one < other) == (b is not None and (a is None or a < b))
 
 
 def test_what_has_no_rank_comes_after_all_that_have_one(tmp_path):

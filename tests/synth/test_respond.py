@@ -120,6 +120,20 @@ def test_a_request_that_is_refused_is_its_rows_in_failed(texts):
     assert built.counts["rows_made"] == 80 and built.counts["rows_kept"] == 72
 
 
+def test_only_requests_that_all_fail_end_the_run(texts):
+    """However many samples they ask for: a request that is refused is one failure."""
+    refused = Reply(400, {"error": {"message": "it is too long"}})
+    with Server(lambda path, body: refused if "text 0" in prompt_of(body) else Reply()) as server:
+        built = made(texts, urls=[server.url], n=128)
+        assert (built.counts["rows_failed"], built.counts["rows_kept"]) == (128, 39 * 128)
+    (texts / "many.jsonl").write_text("".join(f'{{"id": "m{n}", "text": "{n}"}}\n' for n in range(150)))
+    with (
+        Server(lambda path, body: refused) as server,
+        pytest.raises(RuntimeError, match=r"all of its first 793 rows failed, the last with .*it is too long"),
+    ):
+        made(texts, "b", source="many.jsonl", urls=[server.url], n=8)
+
+
 def test_a_spent_budget_stops_with_a_line_and_more_goes_on(texts):
     with Server() as server:
         with pytest.raises(FactoryError, match=r"the budget 'small' is spent: requests = 25 .*raise the limit") as said:
@@ -245,6 +259,13 @@ def test_mistakes_are_told_before_any_work(texts):
     with pytest.raises(FactoryError, match=r"column 'count' holds int64: messages or a text can be asked"):
         (texts / "0.jsonl").write_text('{"id": "a", "count": 3}\n')
         made(texts, prompt="", column="count", source="0.jsonl")
+    types = {"name": pa.array([["x", "y"]]), "id": pa.array(["a"])}
+    with pytest.raises(
+        FactoryError, match=r"'name' holds list<.*string>: messages or a text can be asked; messages are"
+    ):
+        Respond(model="m", column="name").schema(pa.record_batch(types).schema)
+    with pytest.raises(FactoryError, match="extra is sent to servers: engine = 'transformers' has none"):
+        made(texts, engine="transformers", extra='{"top_k": 5}')
     with pytest.raises(FactoryError, match="model is empty"):
         made(texts, model="")
     with pytest.raises(FactoryError, match="no such folder"):

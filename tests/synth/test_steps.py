@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from factory.engine.errors import FactoryError
 from factory.engine.manifest import Manifest
 from factory.engine.step import Failure
-from factory.synth.steps import Labels, Split
+from factory.synth.steps import MADE, Labels, Split
 from factory.teacher.checkpoint import encode, tokenizer_of
 from factory.teacher.request import Message, Request
 from factory.verify.steps import Rule, split
 from tests.chains import Chain, go_on, plant
 from tests.engine.build import build, check_law, make
+from tests.prefer.samples import source
 from tests.teacher.server import Reply, Server, answer, prompt_of
 
 TEXTS = st.text(st.sampled_from("ab1.!?。”) \n\r\t"))
@@ -169,7 +170,8 @@ MESSAGES = pa.list_(pa.struct([("role", pa.large_string()), ("content", pa.large
 def batch(**columns: Any) -> pa.RecordBatch:
     count = len(columns["response"])
     whole = {"id": [f"c{number}" for number in range(count)], "verdict": [True] * count} | columns
-    types = {"verdict": pa.bool_(), "prompt": MESSAGES, "sample": pa.int32()}
+    prompt = pa.large_string() if isinstance(columns["prompt"][0], str) else MESSAGES
+    types = {"verdict": pa.bool_(), "prompt": prompt, "sample": pa.int32()}
     return pa.record_batch({name: pa.array(v, types.get(name, pa.large_string())) for name, v in whole.items()})
 
 
@@ -200,6 +202,23 @@ def test_the_last_roll_out_without_a_verdict_is_missed_too():
     assert isinstance(lost, Failure) and "step 1 has 1 of 2 roll-outs" in lost.error
 
 
+def test_roll_outs_that_are_missing_from_every_step_are_missed():
+    (made,) = list(Split()(iter([batch(prompt=["p"], response=["a\nb\nc"])])))
+    rolled = made.append_column("sample", pa.array([0, 0], pa.int32()))
+    (lost,) = list(Labels(rollouts=2)(iter([rolled])))
+    assert isinstance(lost, Failure) and "step 1 has 1 of 2 roll-outs" in lost.error
+    (whole,) = list(Labels(rollouts=1)(iter([rolled])))
+    assert whole.column("rollouts").to_pylist() == [[1, 1, 0]]
+
+
+def test_a_chain_without_a_prompt_fails_alone(tmp_path):
+    columns = {"prompt": pa.large_string(), "response": pa.large_string(), "verdict": pa.bool_()}
+    chains = [{"prompt": prompt, "response": "a", "verdict": True} for prompt in ("p", None, "q")]
+    built = build(make(source(tmp_path / "in", chains, columns), {"use": "steps.Split"}), tmp_path / "runs")
+    check_law(built)
+    assert [row["id"] for row in rows(built)] == ["r0-1", "r2-1"] and built.counts["rows_failed"] == 1
+
+
 def test_roll_outs_that_do_not_stand_together_are_refused():
     (made,) = list(Split()(iter([batch(prompt=[[]] * 2, response=["a\nb\nc", "a\nb"])])))
     rolled = made.append_column("sample", pa.array([0] * 3, pa.int32()))
@@ -214,3 +233,40 @@ def test_an_engine_in_this_process_continues_what_the_assistant_has_begun(checkp
     asked, begun = Message("user", "What is 1 + 1 + 1?"), Message("assistant", "1 + 1 = 2\n")
     alone = tokenizer.decode(encode(tokenizer, Request(messages=(asked,)), "small"))
     assert tokenizer.decode(encode(tokenizer, Request(messages=(asked, begun)), "small")) == alone + begun.content
+
+
+@pytest.mark.parametrize("every", [20, 4, 1])
+def test_failures_among_good_rows_end_no_run_and_those_of_all_rows_do(tmp_path, every):
+    verdict = {"verdict": pa.bool_()}
+    count = 110 * every
+    chains = [{"prompt": "p", "response": "" if n % every == 0 else "a\nb", "verdict": True} for n in range(count)]
+    columns = {"prompt": pa.large_string(), "response": pa.large_string(), **verdict}
+    cut = make(source(tmp_path / "chains", chains, columns), {"use": "steps.Split"}, name="cut")
+    rolled = [
+        {"prompt": "pa\n", "chain_id": f"c{n}", "chain_verdict": True, "chain_steps": ["a\n", "b"], "chain_step": 1}
+        | {"sample": sample, "verdict": None if n % every == 0 else True}
+        for n in range(count)
+        for sample in range(2)
+    ]
+    types = {**{name: Split().adds()[name] for name in MADE}, "sample": pa.int32()}
+    read_ = source(tmp_path / "rolled", rolled, {"prompt": pa.large_string(), **types, **verdict})
+    for recipe, use in ((cut, "steps.Split"), (make(read_, {"use": "steps.Labels"}, name="labels"), "steps.Labels")):
+        if every == 1:
+            with pytest.raises(RuntimeError, match=f"{use}: all of its first 100 rows failed"):
+                build(recipe, tmp_path / "runs")
+        else:
+            built = build(recipe, tmp_path / "runs")
+            check_law(built)
+            assert (built.counts["rows_failed"], built.counts["rows_kept"]) == (110, count - 110)
+
+
+@pytest.mark.parametrize("other", ["the same", "other steps", "another prompt"])
+def test_two_chains_of_an_id_are_told_and_not_merged(other):
+    prompt, response = {"the same": "p", "other steps": "p", "another prompt": "q"}[other], "a\nb\nc"
+    said = [response, "d\ne" if other == "other steps" else response]
+    (made,) = Split()(iter([batch(id=["x", "x"], prompt=["p", prompt], response=said)]))
+    # No number comes twice but where the chains are the same: of the second all roll-outs are later ones.
+    late = [0, 0] + [int(other != "the same")] * (made.num_rows - 2)
+    rolled = made.append_column("sample", pa.array(late, pa.int32()))
+    with pytest.raises(FactoryError, match="two chains have the id x: give them other ids"):
+        list(Labels()(iter([rolled])))

@@ -21,6 +21,14 @@ def test_a_score_is_that_of_passing_where_there_is_none_finer():
     )
 
 
+def test_a_score_that_is_no_number_is_that_of_passing_and_is_kept(tmp_path):
+    found = {str(odd).encode(): Check(odd > 0, "", odd) for odd in (float("nan"), float("inf"), -float("inf"))}
+    assert [check.score for check in found.values()] == [0.0, 1.0, 0.0]
+    verdicts = Verdicts(str(tmp_path))
+    assert verdicts.put(found) == verdicts.get(list(found)) == found
+    verdicts.close()
+
+
 def test_a_verifier_takes_columns_and_values():
     verifier = Verifier(ENDS, {"ending": "gold"}, {"minimum": 3})
     assert verifier.needs == {"ending": "gold"}
