@@ -16,7 +16,7 @@ seed="${SEED:-0}"
 version=2026.11.20
 
 if [ "${FAST:-}" = 1 ]; then
-    top=9 most=2 corpus=10_000 test=3000 samples=1000 pairs=500 prompts=250 until=0.3 anneal=81_920 steps=12 batch=128 fast=true draws=4 epochs=5
+    top=9 most=2 corpus=10_000 test=3000 samples=1000 pairs=500 prompts=250 until=0.35 anneal=81_920 steps=12 batch=128 fast=true draws=4 epochs=5
     shape=(model.hidden_size=64 model.intermediate_size=176 model.num_attention_heads=2 model.num_key_value_heads=1)
     hold="sft>=base+0.10, sft>unverified, dpo>=sft-0.03, grpo>=dpo-0.05"
 else
