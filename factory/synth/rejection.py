@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import regex
 from annotated_types import Ge
 
 from factory.engine.errors import FactoryError
@@ -35,9 +35,13 @@ DROP = np.dtype(
     [("key", np.uint64), ("kept", np.uint64), ("pair", np.uint64), ("similarity", np.float32), ("reason", np.uint8)]
 )
 WRONG, DUPLICATE, SURPLUS = range(3)
-ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+ALONE = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
+    r"\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    r"\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Kana
+)
 """Scripts without spaces between words: each character is a token."""
-TOKEN = regex.compile(rf"[{ALONE}]|[\w--[{ALONE}]]+|[^\w\s]", regex.V1)
+TOKEN = re.compile(rf"[{ALONE}]|(?:(?![{ALONE}])\w)+|[^\w\s]")
 Grams = frozenset[tuple[str, ...]]
 
 
