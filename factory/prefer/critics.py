@@ -108,6 +108,15 @@ class _Model(Map):
             opinions[row] = opinion
         return with_opinions(batch, self.name, opinions)
 
+    def _opinion(self, told: Any) -> Opinion:
+        """The opinion of what the model told of a response, a number or several; none where there is no such."""
+        if told is None:
+            return Opinion(reason=UNREAD)
+        return self._of(told) if np.isfinite(told).all() else Opinion(reason=UNTOLD)
+
+    def _of(self, told: Any) -> Opinion:
+        raise NotImplementedError
+
     def _said(self, score: float, reason: str, confidence: float) -> Opinion:
         """An opinion of a score, rounded so that batches do not show."""
         score = round(score, DIGITS)
@@ -133,11 +142,7 @@ class Reward(_Model):
     def _opinions(self, prompts: list[Prompt], responses: list[str]) -> list[Opinion]:
         return [self._opinion(number) for number in self._scorer(prompts, responses)]
 
-    def _opinion(self, number: float | None) -> Opinion:
-        if number is None:
-            return Opinion(reason=UNREAD)
-        if not math.isfinite(number):
-            return Opinion(reason=UNTOLD)
+    def _of(self, number: float) -> Opinion:
         score = 1 / (1 + math.exp(-max(number, -700.0)))
         return self._said(score, f"reward {number:.3f}", max(score, 1 - score))
 
@@ -159,11 +164,7 @@ class Likelihood(_Model):
     def _opinions(self, prompts: list[Prompt], responses: list[str]) -> list[Opinion]:
         return [self._opinion(number) for number in self._scorer(prompts, responses)]
 
-    def _opinion(self, number: float | None) -> Opinion:
-        if number is None:
-            return Opinion(reason=UNREAD)
-        if not math.isfinite(number):
-            return Opinion(reason=UNTOLD)
+    def _of(self, number: float) -> Opinion:
         return self._said(math.exp(number), f"{number:.3f} nats", 1.0)
 
 
@@ -187,11 +188,7 @@ class Process(_Model):
         chains = [split(response, self._scorer.rule) for response in responses]
         return [self._opinion(steps) for steps in self._scorer(prompts, chains)]
 
-    def _opinion(self, steps: list[float] | None) -> Opinion:
-        if steps is None:
-            return Opinion(reason=UNREAD)
-        if not np.isfinite(steps).all():
-            return Opinion(reason=UNTOLD)
+    def _of(self, steps: list[float]) -> Opinion:
         worst = int(np.argmin(np.round(steps, DIGITS)))  # the first of such
         return self._said(min(steps), f"step {worst + 1}: {steps[worst]:.3f}", max(min(steps), 1 - min(steps)))
 
