@@ -28,7 +28,7 @@ SMALL = {
     "NUMBERS": "corpus=4000 test=100 samples=120 pairs=120 prompts=80 until=0.15 anneal=10240 steps=3 batch=32 hold=",
 }
 COMMAND = re.compile(r"\x1b\[1m\$ (.*)\x1b\[0m\n")
-KILLS = 7  # at least: a command may end before its kill comes, or two have the same
+KILLS = 5  # at least: a command may end before its kill comes, or two have the same
 LIMIT = 3600.0  # seconds that a test may take on a busy machine
 
 
