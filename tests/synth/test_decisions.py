@@ -19,7 +19,8 @@ from tests.solver import MOST, TOP, solver
 from tests.teacher.vllm_server import serving
 
 PROBLEMS = 200
-SAMPLES = "math_sft_unverified"
+SAMPLES = "math_samples"
+N = "8"  # as the judging recipes ask
 JUDGES = ("math_sft", "math_pairs", "grpo_prompts")
 GREEDY = {"temperature": "0", "n": "1"}
 Row = dict[str, Any]
@@ -79,7 +80,7 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with serving(checkpoint, folder / "log", "--dtype", "float32") as server:
         teacher = Teacher(folder / "runs", "openai", "small", (server.url,))
         greedy = teacher.run("math_sft", "greedy", **GREEDY)
-        samples = teacher.run(SAMPLES)
+        samples = teacher.run(SAMPLES, n=N)
         judged = {name: teacher.run(name) for name in JUDGES}
     yield Served(teacher, greedy, samples, judged)
 
@@ -114,7 +115,7 @@ def check_same(made: Manifest, again: Manifest) -> None:
 
 
 def test_samples_are_judged_alike_in_the_run_and_from_a_dataset(embedded: Teacher, tmp_path: Path) -> None:
-    samples = embedded.run(SAMPLES)
+    samples = embedded.run(SAMPLES, n=N)
     assert len({row["response"] for row in rows(samples)}) > PROBLEMS
     for name in JUDGES:
         check_same(embedded.run(name), judged_again(samples, embedded, name, tmp_path))
