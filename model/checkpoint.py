@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from factory.engine.errors import FactoryError
+from factory.engine.files import hash_file
 from model.attention import DualChunk
 from model.config import ModelConfig
 from model.options import section
@@ -42,6 +43,7 @@ TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
 )
+DECIDES = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")  # files that decide the answers
 FILE_BYTES = 5_000_000_000
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 STORED = (
@@ -63,6 +65,11 @@ STORED_MOE = (
     "mlp_only_layers",
     "router_aux_loss_coef",
 )
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """What a checkpoint is: a hash of each file that decides what it answers, by its name."""
+    return {path.name: hash_file(path) for path in sorted({one for what in DECIDES for one in folder.glob(what)})}
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

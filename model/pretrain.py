@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 import torch
 
 from factory.engine.errors import FactoryError
-from factory.engine.files import aside
-from factory.teacher.engine import identify
-from model.checkpoint import load_hf, save_hf
+from factory.engine.files import aside, digest
+from model.checkpoint import file_hashes, load_hf, save_hf
 from model.config import OptimizerConfig, TrainRecipe
 from model.curriculum import Stage, stages
 from model.data import IGNORE, Span, TokenDataset, allot
@@ -153,7 +152,7 @@ class Pretraining:
         start = recipe.train.start or recipe.train.upcycle
         if start:  # by its content, another one may lie there by now; once begun it is not needed any more
             gone = begun is not None and not (Path(start) / "config.json").is_file()
-            self.identity[START] = begun["identity"].get(START) if begun and gone else identify(start, "")
+            self.identity[START] = begun["identity"].get(START) if begun and gone else digest(file_hashes(Path(start)))
         if begun is not None:
             self._check(begun["identity"])
             self.ends = begun["ends"]

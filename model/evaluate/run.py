@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from factory.engine.errors import FactoryError
-from factory.engine.files import digest, hash_file, make_folder, write_atomic
+from factory.engine.files import digest, make_folder, write_atomic
+from model.checkpoint import file_hashes
 from model.config import ModelConfig
 from model.evaluate import results
 from model.evaluate.task import Question, Task, build
@@ -26,7 +27,6 @@ from model.sample import Sampling
 RUN = {"out": "", "name": "", "batch_tokens": BATCH_TOKENS, "questions": 0}
 GROUP = 1 << 23  # characters of the prompts that are held in memory at once: a few hundred MB
 SAVE_EVERY = 60.0  # seconds
-DECIDES = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")  # files that decide the answers
 
 
 def ask(generator: Generator, task: Task, name: str, limit: int = 0) -> Iterator[dict[str, Any]]:
@@ -85,12 +85,9 @@ def key(checkpoint: Path, tasks: Mapping[str, Any], changes: Mapping[str, Any], 
 
     Equal keys, equal answers. `tasks` are the built tasks by name; of what a task reads it says itself (`inputs`).
     """
-    hashes = {}
-    for path in sorted({path for pattern in DECIDES for path in checkpoint.glob(pattern)}):
-        hashes[path.name] = hash_file(path)
     options = {name: dataclasses.asdict(task) for name, task in tasks.items()}
     inputs = {name: task.inputs() for name, task in tasks.items() if hasattr(task, "inputs")}
-    return digest([hashes, options, inputs, repr(sorted(changes.items())), questions])
+    return digest([file_hashes(checkpoint), options, inputs, repr(sorted(changes.items())), questions])
 
 
 def evaluate(

@@ -10,7 +10,8 @@ from typing import Any
 import xxhash
 
 from factory.engine.errors import FactoryError
-from factory.teacher.engine import identify
+from factory.engine.files import digest
+from model.checkpoint import file_hashes
 from model.data import read_tokenizer
 
 NAMES = {"tokenizer": "tokenizer", "template": "chat template"}
@@ -50,7 +51,7 @@ def lineage(checkpoint: str) -> dict[str, Any]:
     a checkpoint from elsewhere its path and hash; of one that is no longer there its path."""
     told: dict[str, Any] = {"checkpoint": checkpoint}
     if (Path(checkpoint) / "config.json").is_file():
-        told["content"] = identify(checkpoint, "")
+        told["content"] = digest(file_hashes(Path(checkpoint)))
     path = Path(checkpoint).parent.parent / "recipe.json"
     if not path.is_file():
         return told
