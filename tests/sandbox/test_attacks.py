@@ -25,6 +25,7 @@ from factory.sandbox.selftest import why_not
 from factory.sandbox.zygote import PythonZygote
 from tests.conftest import REPOSITORY
 from tests.sandbox.attacks import ATTACKS, PRELUDE, Attack
+from tests.sandbox.conftest import let_in
 from tests.sandbox.escapes import ESCAPES
 
 pytestmark = pytest.mark.skipif(not shutil.which("bwrap") or bool(why_not("bubblewrap")), reason="no bubblewrap here")
@@ -42,9 +43,7 @@ def limits(seconds: float) -> Limits:
 def outside(tmp_path_factory) -> Iterator[str]:
     """What attacks look for: a file that anyone may write, a port, an abstract socket, a secret in the environment."""
     folder = tmp_path_factory.mktemp("outside")
-    for path in (folder, *folder.parents[:3]):
-        if os.access(path, os.W_OK) and path != Path("/tmp"):
-            path.chmod(0o777)
+    let_in(folder, 0o777)
     marker = folder / "marker"
     marker.write_text("marker")
     marker.chmod(0o666)

@@ -24,6 +24,7 @@ from factory.sandbox.machine import ENVIRONMENT
 from factory.sandbox.seccomp import ARCHITECTURES, REFUSED, filter_program
 from factory.sandbox.selftest import require_isolation, why_not
 from factory.sandbox.zygote import PythonZygote
+from tests.sandbox.conftest import let_in
 
 has_box = pytest.mark.skipif(not shutil.which("bwrap") or bool(why_not("bubblewrap")), reason="no bubblewrap here")
 has_degraded = pytest.mark.skipif(bool(why_not("degraded")), reason="no Python that another user may run here")
@@ -76,9 +77,7 @@ def test_a_command_can_be_talked_to_and_ended(isolation):
 
 @has_box
 def test_a_command_finds_only_what_it_was_given(tmp_path):
-    os.chmod(tmp_path, 0o755)
-    for folder in tmp_path.parents[:2]:
-        os.chmod(folder, 0o755)
+    let_in(tmp_path)
     (tmp_path / "given").write_text("given")
     with Box(mounts=[str(tmp_path)], environment={"NAME": "value"}) as box:
         assert box.run(["cat", str(tmp_path / "given")]).stdout == b"given"
@@ -171,8 +170,7 @@ def test_a_box_that_ends_is_an_error_of_the_box():
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_nothing_is_left_in_the_temporary_folder(isolation, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        os.chmod(folder, 0o755)
+    let_in(tmp_path)
     with Box(isolation=isolation) as box:
         box.write({"a/b": "x"})
         assert box.run(["sh", "-c", "mkdir -p c/d; ln -s / c/d/e; touch c/d/f; chmod 000 c"]).code == 0
@@ -198,8 +196,7 @@ def test_bubblewrap_that_is_missing_is_told_with_the_cure(monkeypatch):
 )
 @has_box
 def test_what_bubblewrap_says_is_told_with_the_cure(said, cure, tmp_path, monkeypatch):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        os.chmod(folder, 0o755)
+    let_in(tmp_path)
     bwrap = tmp_path / "bwrap"
     bwrap.write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 1\n')
     bwrap.chmod(0o755)
