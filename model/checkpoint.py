@@ -43,7 +43,7 @@ TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
 )
-DECIDES = ("*.safetensors", "*config.json", "tokenizer.json", "chat_template.jinja")  # files that decide the answers
+DECIDES = ("*.safetensors", "*.bin", "*config.json", "tokenizer.json", "chat_template.jinja")  # what decides answers
 FILE_BYTES = 5_000_000_000
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 STORED = (
